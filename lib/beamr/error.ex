@@ -1,0 +1,411 @@
+defmodule Beamr.CompileError do
+  @moduledoc """
+  Source that is no module this engine can run.
+
+  | `reason` | what is wrong |
+  |---|---|
+  | `:invalid_wasm` | malformed or invalid WebAssembly; `offset` is the byte it was noticed at |
+  | `:invalid_wat` | WebAssembly text that does not parse; `line` and `column` count from 1 |
+  | `:invalid_utf8` | neither WebAssembly nor text; `offset` is the first byte that is no UTF-8 |
+  | `:unsupported` | a WebAssembly feature that this engine does not have |
+  | `:legacy_exceptions` | the old exception opcodes; Binaryen's `wasm-opt --translate-to-exnref` rewrites them |
+  | `:component` | a component; only core modules can be run |
+  | `{:file, posix}` | the file at `path` could not be read |
+  | `:system` | the engine could not be set up or its compiler failed; `detail` says how |
+
+  `detail` is the engine's own text.
+  """
+
+  defexception [:reason, :detail, :offset, :line, :column, :path]
+
+  @type t :: %__MODULE__{
+          reason:
+            :invalid_wasm
+            | :invalid_wat
+            | :invalid_utf8
+            | :unsupported
+            | :legacy_exceptions
+            | :component
+            | :system
+            | {:file, File.posix()},
+          detail: String.t() | nil,
+          offset: non_neg_integer() | nil,
+          line: pos_integer() | nil,
+          column: pos_integer() | nil,
+          path: Path.t() | nil
+        }
+
+  @impl true
+  def message(%{path: nil} = error), do: text(error)
+  def message(%{path: path} = error), do: "#{path}: #{text(error)}"
+
+  defp text(%{reason: {:file, posix}}), do: "cannot be read: #{:file.format_error(posix)}"
+
+  defp text(%{reason: :invalid_wat} = e),
+    do: "invalid WebAssembly text at line #{e.line}, column #{e.column}: #{e.detail}"
+
+  defp text(%{reason: :invalid_utf8} = e),
+    do:
+      "neither a WebAssembly module (which begins with \"\\0asm\") nor WebAssembly text: " <>
+        "invalid UTF-8 at byte #{e.offset}"
+
+  defp text(%{reason: :invalid_wasm} = e), do: "invalid WebAssembly#{place(e)}: #{e.detail}"
+
+  defp text(%{reason: :unsupported} = e),
+    do: "unsupported WebAssembly feature#{place(e)}: #{e.detail}"
+
+  defp text(%{reason: :legacy_exceptions} = e),
+    do:
+      "the module uses the legacy exception-handling opcodes, which are not supported#{place(e)}; " <>
+        "rewrite it with Binaryen's wasm-opt --translate-to-exnref (or compile it with the " <>
+        "standard exception handling of your toolchain)"
+
+  defp text(%{reason: :component}),
+    do: "this is a WebAssembly component; only core modules are supported"
+
+  defp text(%{reason: :system} = e), do: "the engine failed: #{e.detail}"
+
+  defp place(%{offset: nil}), do: ""
+
+  defp place(%{offset: offset}),
+    do: " at byte #{offset} (0x#{Integer.to_string(offset, 16) |> String.downcase()})"
+end
+
+defmodule Beamr.LinkError do
+  @moduledoc """
+  Imports that were not given, or not as the module wants them: all of them in one error.
+
+  `imports` has a map for each, in the module's order:
+
+    * `:module` and `:name`, as the module imports it;
+    * `:problem`: `:missing`, or `:type` for something that does not fit;
+    * `:wanted`: the type in the module, see `t:Beamr.Module.extern_type/0`;
+    * `:given`: what was given instead.
+  """
+
+  defexception reason: :imports, imports: []
+
+  @type problem :: %{
+          module: String.t(),
+          name: String.t(),
+          problem: :missing | :type,
+          wanted: Beamr.Module.extern_type(),
+          given: term()
+        }
+  @type t :: %__MODULE__{reason: :imports, imports: [problem(), ...]}
+
+  @impl true
+  def message(%{imports: imports}) do
+    lines = Enum.map(imports, &("\n  * " <> line(&1)))
+    "the module's imports are not satisfied:#{lines}"
+  end
+
+  defp line(%{problem: :missing} = import) do
+    "#{name(import)} is missing: #{Beamr.Module.format_type(import.wanted)}#{hint(import.wanted)}"
+  end
+
+  defp line(%{problem: :type} = import) do
+    "#{name(import)} has the wrong type: #{Beamr.Module.format_type(import.wanted)} is wanted" <>
+      "#{hint(import.wanted)}, given: #{inspect(import.given)}"
+  end
+
+  defp name(import), do: "#{inspect(import.module)} #{inspect(import.name)}"
+
+  defp hint({:function, %{params: params}}) do
+    " (an Elixir function of arity #{length(params) + 1}: the instance comes first)"
+  end
+
+  defp hint(_type), do: ""
+end
+
+defmodule Beamr.CallError do
+  @moduledoc """
+  A call that could not be made, or that the host ended.
+
+  | `reason` | what happened | further fields |
+  |---|---|---|
+  | `:unknown_function` | no function is exported under this name | `function` |
+  | `:arity` | the wrong number of arguments | `wanted`, `given` |
+  | `:argument` | an argument is of the wrong type or outside its type's range | `position` (from 1), `wanted`, `given` |
+  | `:foreign_function` | a function handle of another instance, or no function handle at all | |
+  | `:timeout` | the call's time was up | |
+  | `:interrupted` | another process called `Beamr.interrupt/1` | |
+  | `:closed` | the instance is closed | |
+  | `:depth` | calls were nested deeper than `max_depth` | `wanted` |
+  | `:result` | `malloc` did not answer one integer | `given` |
+  | `:system` | the operating system or the engine refused; `detail` says why | `detail` |
+
+  After all of them but `:closed` and a failed instantiation the instance stays usable.
+  """
+
+  defexception [:reason, :function, :wanted, :given, :position, :detail]
+
+  @type t :: %__MODULE__{
+          reason:
+            :unknown_function
+            | :arity
+            | :argument
+            | :foreign_function
+            | :timeout
+            | :interrupted
+            | :closed
+            | :depth
+            | :result
+            | :system,
+          function: term(),
+          wanted: term(),
+          given: term(),
+          position: pos_integer() | nil,
+          detail: String.t() | nil
+        }
+
+  @impl true
+  def message(%{reason: :unknown_function} = e),
+    do: "the module exports no function #{inspect(e.function)}"
+
+  def message(%{reason: :arity} = e),
+    do: "#{inspect(e.function)} takes #{e.wanted} argument(s), given: #{e.given}"
+
+  def message(%{reason: :argument} = e),
+    do:
+      "argument #{e.position} of #{inspect(e.function)} must be #{Beamr.Module.describe(e.wanted)}, " <>
+        "given: #{inspect(e.given)}"
+
+  def message(%{reason: :foreign_function} = e),
+    do: "not a function of this instance: #{inspect(e.function)}"
+
+  def message(%{reason: :timeout} = e), do: "#{what(e)} timed out"
+  def message(%{reason: :interrupted} = e), do: "#{what(e)} was interrupted"
+  def message(%{reason: :closed}), do: "the instance is closed"
+
+  def message(%{reason: :depth} = e),
+    do: "#{what(e)} would nest calls deeper than max_depth (#{e.wanted})"
+
+  def message(%{reason: :result} = e),
+    do: "#{inspect(e.function)} should answer one integer, answered: #{inspect(e.given)}"
+
+  def message(%{reason: :system} = e), do: "#{what(e)} failed: #{e.detail}"
+
+  defp what(%{function: nil}), do: "instantiation"
+  defp what(%{function: function}), do: "the call of #{inspect(function)}"
+end
+
+defmodule Beamr.Trap do
+  @moduledoc """
+  A fault that ended a guest's call. The instance stays usable, its memory as the trap left it.
+
+  `reason` is the trap's code:
+
+    * of the WebAssembly specification: `:unreachable`, `:memory_out_of_bounds`,
+      `:table_out_of_bounds`, `:indirect_call_to_null`, `:bad_signature`, `:integer_overflow`,
+      `:integer_divide_by_zero`, `:bad_conversion_to_integer`, `:null_reference`,
+      `:array_out_of_bounds`, `:cast_failure`, `:unaligned_atomic`,
+      `:atomic_wait_on_unshared_memory`, `:uncaught_exception`, `:unhandled_tag`,
+      `:continuation_already_consumed`;
+    * of a limit: `:stack_overflow`, `:out_of_fuel`, `:allocation_too_large`,
+      `:gc_heap_out_of_memory`;
+    * `:other`, for a code that this version has no name for.
+
+  `backtrace` lists the guest's frames, innermost first; `name` is nil where the module carries
+  no names, `offset` is the place in the module's bytes.
+  """
+
+  defexception [:reason, :function, backtrace: []]
+
+  @type frame :: %{
+          name: String.t() | nil,
+          index: non_neg_integer(),
+          offset: non_neg_integer() | nil
+        }
+  @type t :: %__MODULE__{reason: atom(), function: term(), backtrace: [frame()]}
+
+  @impl true
+  def message(%{reason: reason, backtrace: backtrace}) do
+    "the guest trapped: #{describe(reason)}" <> Enum.map_join(backtrace, &("\n    " <> line(&1)))
+  end
+
+  defp describe(:unreachable), do: "unreachable instruction executed"
+  defp describe(:other), do: "unknown trap"
+  defp describe(reason), do: reason |> Atom.to_string() |> String.replace("_", " ")
+
+  defp line(%{name: name, index: index, offset: nil}), do: "#{name || "function #{index}"}"
+
+  defp line(%{name: name, index: index, offset: offset}),
+    do:
+      "#{name || "function #{index}"} at 0x#{Integer.to_string(offset, 16) |> String.downcase()}"
+end
+
+defmodule Beamr.ImportError do
+  @moduledoc """
+  An import's Elixir function that raised, threw, exited, or returned something that is no
+  result of the import's type. It ended the guest's call; the instance stays usable.
+
+  `kind`, `reason` and `stacktrace` are as `catch kind, reason` has them (for errors of Erlang
+  the reason is Erlang's term); the bang functions raise them again as they were. For a bad
+  result, `kind` is `:result`, `reason` is `:bad_result`, `given` is what was returned and
+  `wanted` are the result types.
+  """
+
+  defexception [:module, :name, :kind, :reason, :wanted, :given, stacktrace: []]
+
+  @type t :: %__MODULE__{
+          module: String.t(),
+          name: String.t(),
+          kind: :error | :throw | :exit | :result,
+          reason: term(),
+          stacktrace: Exception.stacktrace(),
+          wanted: [Beamr.Module.value_type()] | nil,
+          given: term()
+        }
+
+  @impl true
+  def message(%{kind: :result} = e) do
+    "the import #{name(e)} must return #{wanted(e.wanted)}, returned: #{inspect(e.given)}"
+  end
+
+  def message(%{} = e) do
+    "the import #{name(e)} failed: #{Exception.format_banner(e.kind, e.reason, e.stacktrace)}"
+  end
+
+  defp name(e), do: "#{inspect(e.module)} #{inspect(e.name)}"
+
+  defp wanted([type]), do: Beamr.Module.describe(type)
+  defp wanted(types), do: "a list of #{length(types)} values (#{Enum.join(types, ", ")})"
+end
+
+defmodule Beamr.MemoryError do
+  @moduledoc """
+  A memory operation that could not be done; nothing was read or written.
+
+  | `reason` | what is wrong |
+  |---|---|
+  | `:out_of_bounds` | `offset` + `length` lies past `size` |
+  | `:unterminated` | there is no NUL between `offset` and the end of memory at `size` |
+  | `:malloc_failed` | the guest's `malloc` answered 0 for `length` bytes |
+  | `:closed` | the instance is closed |
+  | `:system` | the VM has no memory for the answer; `detail` says more |
+
+  All numbers are bytes.
+  """
+
+  defexception [:reason, :offset, :length, :size, :detail]
+
+  @type t :: %__MODULE__{
+          reason: :out_of_bounds | :unterminated | :malloc_failed | :closed | :system,
+          offset: non_neg_integer() | nil,
+          length: non_neg_integer() | nil,
+          size: non_neg_integer() | nil,
+          detail: String.t() | nil
+        }
+
+  @impl true
+  def message(%{reason: :out_of_bounds} = e),
+    do: "#{e.length} byte(s) at offset #{e.offset} are outside the memory of #{e.size} bytes"
+
+  def message(%{reason: :unterminated} = e),
+    do: "no NUL ends the string at offset #{e.offset} before the end of memory at #{e.size}"
+
+  def message(%{reason: :malloc_failed} = e),
+    do: "the guest's malloc has no room for #{e.length} byte(s)"
+
+  def message(%{reason: :closed}), do: "the instance is closed"
+  def message(%{reason: :system} = e), do: "the memory operation failed: #{e.detail}"
+end
+
+defmodule Beamr.Error do
+  @moduledoc false
+  # Makes exceptions of the reasons that the NIFs answer.
+
+  alias Beamr.{CallError, CompileError, ImportError, MemoryError, Trap}
+
+  @type bang_result :: term()
+
+  @spec compile(term(), Path.t() | nil) :: CompileError.t()
+  def compile({kind, detail, offset, {line, column}}, path \\ nil) do
+    reason =
+      case kind do
+        :binary -> :invalid_wasm
+        :text -> :invalid_wat
+        :utf8 -> :invalid_utf8
+        kind -> kind
+      end
+
+    %CompileError{
+      reason: reason,
+      detail: detail,
+      offset: offset,
+      line: line,
+      column: column,
+      path: path
+    }
+  end
+
+  @doc "What ended the call of `function` (nil for an instantiation) with `args`."
+  @spec call(term(), term(), list()) :: Exception.t()
+  def call(%{__exception__: true} = exception, _function, _args), do: exception
+
+  def call({:trap, code, frames}, function, _args) do
+    %Trap{reason: code, function: function, backtrace: Enum.map(frames, &frame/1)}
+  end
+
+  def call({:arity, wanted, given}, function, _args) do
+    %CallError{reason: :arity, function: function, wanted: wanted, given: given}
+  end
+
+  def call({:argument, position, type, _problem}, function, args) do
+    %CallError{
+      reason: :argument,
+      function: function,
+      position: position,
+      wanted: type,
+      given: Enum.at(args, position - 1)
+    }
+  end
+
+  def call({:depth, limit}, function, _args) do
+    %CallError{reason: :depth, function: function, wanted: limit}
+  end
+
+  def call({:system, detail}, function, _args) do
+    %CallError{reason: :system, function: function, detail: detail}
+  end
+
+  def call(:panicked, function, _args) do
+    detail = "a defect in Beamr's native library; the instance is closed"
+    %CallError{reason: :system, function: function, detail: detail}
+  end
+
+  def call(:funcref, function, _args) do
+    %CallError{reason: :foreign_function, function: function}
+  end
+
+  def call(reason, function, _args) when is_atom(reason) do
+    %CallError{reason: reason, function: function}
+  end
+
+  @spec memory(term(), non_neg_integer() | nil, non_neg_integer() | nil) :: MemoryError.t()
+  def memory({:system, detail}, offset, length) do
+    %MemoryError{reason: :system, detail: detail, offset: offset, length: length}
+  end
+
+  def memory({reason, size}, offset, length) do
+    %MemoryError{reason: reason, offset: offset, length: length, size: size}
+  end
+
+  def memory(:closed, offset, length) do
+    %MemoryError{reason: :closed, offset: offset, length: length}
+  end
+
+  @doc "The value of an ok tuple; raises the exception of an error tuple."
+  @spec unwrap!(:ok | {:ok, value} | {:error, Exception.t()}) :: value | :ok when value: term()
+  def unwrap!(:ok), do: :ok
+  def unwrap!({:ok, value}), do: value
+
+  def unwrap!({:error, %ImportError{kind: kind} = error}) when kind != :result do
+    :erlang.raise(kind, error.reason, error.stacktrace)
+  end
+
+  def unwrap!({:error, exception}), do: raise(exception)
+
+  defp frame({name, index, offset}), do: %{name: name, index: index, offset: offset}
+end

@@ -1,0 +1,198 @@
+defmodule Beamr.IO do
+  @moduledoc """
+  Reading and writing a guest's linear memory, and allocating in it.
+
+  Offsets and lengths are bytes. A guard refuses what is no instance, no integer or negative
+  (`FunctionClauseError`); what lies outside the memory is `{:error, %Beamr.MemoryError{}}`,
+  whatever the numbers. Every function may be called from any process, also while a call is
+  in flight, and from inside an import: it acts on the memory between two slices of the guest,
+  never in the middle of one.
+
+  Reads and writes act on the memory that the module exports as `"memory"`, or else on the
+  first that it exports. A module that exports none has a memory of 0 bytes.
+
+      iex> wasm = Beamr.instantiate!(~s|(module (memory (export "memory") 1))|)
+      iex> Beamr.IO.size(wasm)
+      {:ok, 65536}
+      iex> Beamr.IO.write(wasm, "hello", 16)
+      :ok
+      iex> Beamr.IO.read(wasm, 16, 5)
+      {:ok, "hello"}
+      iex> {:error, error} = Beamr.IO.read(wasm, 65534, 4)
+      iex> {error.reason, error.offset, error.length, error.size}
+      {:out_of_bounds, 65534, 4, 65536}
+  """
+
+  alias Beamr.{CallError, Error, Instance, MemoryError, Native}
+
+  @chunk 4096
+  @timeout 5_000
+
+  @doc """
+  The memory's size in bytes: a multiple of its page size, 0 without an exported memory.
+
+      iex> Beamr.IO.size(Beamr.instantiate!("(module)"))
+      {:ok, 0}
+  """
+  @spec size(Beamr.guest()) :: {:ok, non_neg_integer()} | {:error, MemoryError.t()}
+  def size(%Instance{ref: ref}) do
+    case Native.memory_size(ref) do
+      :dirty -> ref |> Native.memory_size_dirty() |> answer(nil, nil)
+      result -> answer(result, nil, nil)
+    end
+  end
+
+  @doc "As `size/1`, but raises the error."
+  @spec size!(Beamr.guest()) :: non_neg_integer()
+  def size!(guest), do: guest |> size() |> Error.unwrap!()
+
+  @doc """
+  Reads `length` bytes at `offset`. A length of 0 is `{:ok, ""}` up to the very end of memory.
+
+      iex> wasm = Beamr.instantiate!(~s|(module (memory (export "memory") 1) (data (i32.const 8) "wasm"))|)
+      iex> Beamr.IO.read(wasm, 8, 4)
+      {:ok, "wasm"}
+      iex> Beamr.IO.read(wasm, 65536, 0)
+      {:ok, ""}
+  """
+  @spec read(Beamr.guest(), non_neg_integer(), non_neg_integer()) ::
+          {:ok, binary()} | {:error, MemoryError.t()}
+  def read(%Instance{ref: ref}, offset, length)
+      when is_integer(offset) and offset >= 0 and is_integer(length) and length >= 0 do
+    case Native.memory_read(ref, offset, length) do
+      :dirty -> ref |> Native.memory_read_dirty(offset, length) |> answer(offset, length)
+      result -> answer(result, offset, length)
+    end
+  end
+
+  @doc "As `read/3`, but raises the error."
+  @spec read!(Beamr.guest(), non_neg_integer(), non_neg_integer()) :: binary()
+  def read!(guest, offset, length), do: guest |> read(offset, length) |> Error.unwrap!()
+
+  @doc """
+  Writes iodata at `offset`, all of it or nothing. Iodata is not flattened first.
+
+      iex> wasm = Beamr.instantiate!(~s|(module (memory (export "memory") 1))|)
+      iex> Beamr.IO.write(wasm, ["he", [?l | "lo"]], 0)
+      :ok
+      iex> Beamr.IO.read(wasm, 0, 5)
+      {:ok, "hello"}
+
+  Raises `ArgumentError` for a list that is no iodata.
+  """
+  @spec write(Beamr.guest(), iodata(), non_neg_integer()) :: :ok | {:error, MemoryError.t()}
+  def write(%Instance{ref: ref}, data, offset)
+      when (is_binary(data) or is_list(data)) and is_integer(offset) and offset >= 0 do
+    write(ref, data, offset, false)
+  end
+
+  defp write(ref, data, offset, terminated) do
+    result =
+      case Native.memory_write(ref, offset, data, terminated) do
+        :dirty -> Native.memory_write_dirty(ref, offset, data, terminated)
+        result -> result
+      end
+
+    case result do
+      :ok -> :ok
+      :badarg -> raise ArgumentError, "not iodata: #{inspect(data)}"
+      {:error, reason} -> {:error, Error.memory(reason, offset, :erlang.iolist_size(data))}
+    end
+  end
+
+  @doc "As `write/3`, but raises the error."
+  @spec write!(Beamr.guest(), iodata(), non_neg_integer()) :: :ok
+  def write!(guest, data, offset), do: guest |> write(data, offset) |> Error.unwrap!()
+
+  @doc """
+  Reads the bytes at `offset` up to the first NUL, which is left out.
+
+  The NUL is looked for in chunks of `chunk` bytes (#{@chunk} unless given), never past the end
+  of memory. Small chunks find the end of short strings at once, large ones are faster for long
+  strings; the answer is the same.
+
+      iex> wasm = Beamr.instantiate!(~s|(module (memory (export "memory") 1) (data (i32.const 8) "wasm\\\\00"))|)
+      iex> Beamr.IO.read_string(wasm, 8)
+      {:ok, "wasm"}
+  """
+  @spec read_string(Beamr.guest(), non_neg_integer(), pos_integer()) ::
+          {:ok, binary()} | {:error, MemoryError.t()}
+  def read_string(guest, offset, chunk \\ @chunk)
+
+  def read_string(%Instance{ref: ref}, offset, chunk)
+      when is_integer(offset) and offset >= 0 and is_integer(chunk) and chunk > 0 do
+    case Native.memory_read_string(ref, offset, chunk) do
+      :dirty -> ref |> Native.memory_read_string_dirty(offset, chunk) |> answer(offset, 1)
+      result -> answer(result, offset, 1)
+    end
+  end
+
+  @doc "As `read_string/3`, but raises the error."
+  @spec read_string!(Beamr.guest(), non_neg_integer(), pos_integer()) :: binary()
+  def read_string!(guest, offset, chunk \\ @chunk) do
+    guest |> read_string(offset, chunk) |> Error.unwrap!()
+  end
+
+  @doc """
+  Allocates room for the string with the guest's `malloc`, writes it there with a NUL behind it,
+  and answers the pointer. `free/2` gives the room back.
+
+  A NUL inside the string is written as it is; `read_string/2` will stop there.
+  """
+  @spec write_string(Beamr.guest(), iodata()) ::
+          {:ok, pos_integer()} | {:error, Exception.t()}
+  def write_string(%Instance{ref: ref} = guest, string)
+      when is_binary(string) or is_list(string) do
+    with {:ok, pointer} <- malloc(guest, :erlang.iolist_size(string) + 1),
+         :ok <- write(ref, string, pointer, true) do
+      {:ok, pointer}
+    end
+  end
+
+  @doc "As `write_string/2`, but raises the error."
+  @spec write_string!(Beamr.guest(), iodata()) :: pos_integer()
+  def write_string!(guest, string), do: guest |> write_string(string) |> Error.unwrap!()
+
+  @doc """
+  Calls the guest's own `malloc` for `length` bytes. Pointers are unsigned.
+
+  It is a call like any other: `{:error, %Beamr.CallError{reason: :unknown_function}}` where the
+  module exports no `malloc`, and `{:error, %Beamr.MemoryError{reason: :malloc_failed}}` where
+  it answers 0.
+  """
+  @spec malloc(Beamr.guest(), non_neg_integer()) :: {:ok, pos_integer()} | {:error, Exception.t()}
+  def malloc(%Instance{} = guest, length) when is_integer(length) and length >= 0 do
+    case Instance.call(guest, "malloc", [length], @timeout, true) do
+      {:ok, [0]} ->
+        {:error, %MemoryError{reason: :malloc_failed, length: length}}
+
+      {:ok, [pointer]} when is_integer(pointer) ->
+        {:ok, pointer}
+
+      {:ok, results} ->
+        {:error, %CallError{reason: :result, function: "malloc", given: results}}
+
+      error ->
+        error
+    end
+  end
+
+  @doc "As `malloc/2`, but raises the error."
+  @spec malloc!(Beamr.guest(), non_neg_integer()) :: pos_integer()
+  def malloc!(guest, length), do: guest |> malloc(length) |> Error.unwrap!()
+
+  @doc "Calls the guest's own `free` with the pointer."
+  @spec free(Beamr.guest(), non_neg_integer()) :: :ok | {:error, Exception.t()}
+  def free(%Instance{} = guest, pointer) when is_integer(pointer) and pointer >= 0 do
+    with {:ok, _results} <- Instance.call(guest, "free", [pointer], @timeout, true), do: :ok
+  end
+
+  @doc "As `free/2`, but raises the error."
+  @spec free!(Beamr.guest(), non_neg_integer()) :: :ok
+  def free!(guest, pointer), do: guest |> free(pointer) |> Error.unwrap!()
+
+  defp answer({:ok, _value} = ok, _offset, _length), do: ok
+
+  defp answer({:error, reason}, offset, length),
+    do: {:error, Error.memory(reason, offset, length)}
+end

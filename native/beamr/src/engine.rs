@@ -1,0 +1,124 @@
+//! The engines of this node and the one thread that ends their slices.
+//!
+//! An engine is made for each combination of compile options that is in use and lives as long
+//! as the node. Guest code checks an engine's epoch at function entries and loop headers; the
+//! ticker advances it. Invariant: while any slice runs, the ticker is awake or about to be.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::thread::Thread;
+use std::time::Duration;
+
+use wasmtime::{Config, Engine};
+
+/// The unit in which slices are counted.
+pub const TICK: Duration = Duration::from_micros(200);
+
+/// Ticks without any slice after which the ticker goes to sleep.
+const IDLE_TICKS: u32 = 50;
+
+/// The host's share of a guest's stack: what wasmtime and this crate use on top of the guest.
+const HOST_STACK: usize = 512 * 1024;
+
+const DEFAULT_MAX_STACK: usize = 512 * 1024;
+
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    pub fuel: bool,
+    pub deterministic: bool,
+}
+
+static ENGINES: [OnceLock<Engine>; 4] = [const { OnceLock::new() }; 4];
+static MAX_STACK: AtomicUsize = AtomicUsize::new(DEFAULT_MAX_STACK);
+
+/// Sets the guest stack size, in bytes, of every engine made from now on.
+pub fn set_max_stack(bytes: usize) {
+    MAX_STACK.store(bytes, SeqCst);
+}
+
+pub fn get(options: Options) -> wasmtime::Result<&'static Engine> {
+    let slot = &ENGINES[usize::from(options.fuel) + 2 * usize::from(options.deterministic)];
+    if let Some(engine) = slot.get() {
+        return Ok(engine);
+    }
+    let engine = Engine::new(&config(options))?;
+    Ok(slot.get_or_init(|| engine))
+}
+
+fn config(options: Options) -> Config {
+    let max_stack = MAX_STACK.load(SeqCst);
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .max_wasm_stack(max_stack)
+        .async_stack_size(max_stack + HOST_STACK)
+        .consume_fuel(options.fuel)
+        .cranelift_nan_canonicalization(options.deterministic)
+        .relaxed_simd_deterministic(options.deterministic)
+        .wasm_backtrace_details(wasmtime::WasmBacktraceDetails::Disable);
+    config
+}
+
+/// Ends every slice that is running now, at its next safe point.
+pub fn bump() {
+    for engine in ENGINES.iter().filter_map(OnceLock::get) {
+        engine.increment_epoch();
+    }
+}
+
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+static ASLEEP: AtomicBool = AtomicBool::new(false);
+static TICKER: OnceLock<Thread> = OnceLock::new();
+
+/// Starts the ticker, once for the node.
+pub fn start_ticker() -> std::io::Result<()> {
+    if TICKER.get().is_none() {
+        let handle = std::thread::Builder::new().name("beamr-ticker".into()).spawn(tick)?;
+        let _ = TICKER.set(handle.thread().clone());
+    }
+    Ok(())
+}
+
+/// Held while guest code may run.
+pub struct Slice(());
+
+impl Slice {
+    pub fn enter() -> Self {
+        RUNNING.fetch_add(1, SeqCst);
+        if ASLEEP.load(SeqCst)
+            && ASLEEP.swap(false, SeqCst)
+            && let Some(ticker) = TICKER.get()
+        {
+            ticker.unpark();
+        }
+        Slice(())
+    }
+}
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, SeqCst);
+    }
+}
+
+fn tick() {
+    let mut idle = 0;
+    loop {
+        std::thread::sleep(TICK);
+        bump();
+        idle = if RUNNING.load(SeqCst) == 0 { idle + 1 } else { 0 };
+        if idle > IDLE_TICKS {
+            sleep_until_needed();
+            idle = 0;
+        }
+    }
+}
+
+/// Either a slice that enters sees `ASLEEP` and wakes the ticker, or the ticker sees the slice.
+fn sleep_until_needed() {
+    ASLEEP.store(true, SeqCst);
+    while ASLEEP.load(SeqCst) && RUNNING.load(SeqCst) == 0 {
+        std::thread::park();
+    }
+    ASLEEP.store(false, SeqCst);
+}

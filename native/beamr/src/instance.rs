@@ -1,0 +1,713 @@
+//! Instances: who has the store, whose call is in flight, and who is next.
+//!
+//! A store is in one place at a time: idle in the state, or inside the future of the call in
+//! flight, which gives it back. Everything happens under the state's lock, which is held for a
+//! slice or a memory operation and never across a return to Elixir. Lock order: state, then
+//! exchange, then deaths.
+//!
+//! Invariants: a call in flight belongs to a live process, or is being ended; when the store
+//! becomes idle, the process that has waited longest gets the turn, and nobody else.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant as Clock};
+
+use parking_lot::{Mutex, MutexGuard};
+use rustler::{
+    Atom, Binary, Encoder, Env, LocalPid, Monitor, NifResult, Resource, ResourceArc, Term,
+};
+use wasmtime::{Store, StoreLimitsBuilder};
+
+use crate::call::{self, Asked, Errand, Exchange, Host, Outcome, Target};
+use crate::engine::{self, Slice};
+use crate::error::{self, Fault, Stop};
+use crate::memory::{self, View};
+use crate::module::{Compiled, ModuleResource};
+use crate::value::{self, FuncResource, HeldTerm, Value};
+use crate::{atoms, import};
+
+/// How long a normal scheduler may wait for the lock.
+const BRIEF: Duration = Duration::from_micros(20);
+
+/// Stores with more memory than this are freed on a thread of their own.
+const HEAVY: usize = 4 * 1024 * 1024;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// On a normal scheduler.
+    Briefly,
+    /// On a dirty one.
+    AsLongAsNeeded,
+}
+
+pub struct InstanceResource {
+    id: u64,
+    module: Arc<Compiled>,
+    exchange: Arc<Exchange>,
+    max_depth: usize,
+    in_flight: AtomicBool,
+    state: Mutex<State>,
+    /// Processes whose death has been told and not yet dealt with.
+    deaths: Mutex<Vec<LocalPid>>,
+    has_deaths: AtomicBool,
+}
+
+pub struct State {
+    holder: Holder,
+    exchange: Arc<Exchange>,
+    queue: VecDeque<Waiter>,
+    /// Whose turn it is, once the store is idle.
+    turn: Option<Waiter>,
+}
+
+enum Holder {
+    Idle(Store<Host>),
+    Running(Flight),
+    Closed,
+}
+
+/// The outermost call in flight.
+struct Flight {
+    future: Pin<Box<dyn Future<Output = (Store<Host>, Outcome)> + Send>>,
+    caller: LocalPid,
+    /// Set once the call has outlived its first slice.
+    monitor: Option<Monitor>,
+}
+
+struct Waiter {
+    pid: LocalPid,
+    monitor: Monitor,
+    /// Tells the waiter's driver that the message is for it.
+    turn: HeldTerm,
+}
+
+impl Waiter {
+    /// Sends the message that the waiter's driver waits for.
+    fn call_up(&self, env: Env) -> bool {
+        env.send(&self.pid, (atoms::beamr_turn(), self.turn.load(env))).is_ok()
+    }
+}
+
+#[rustler::resource_impl]
+impl Resource for InstanceResource {
+    const IMPLEMENTS_DOWN: bool = true;
+
+    fn down<'a>(&'a self, env: Env<'a>, pid: LocalPid, _monitor: Monitor) {
+        self.deaths.lock().push(pid);
+        self.has_deaths.store(true, Ordering::SeqCst);
+        match self.state.try_lock() {
+            Some(state) => self.unlock(env, state),
+            // Whoever has the lock sees the death when it lets go. If that is a slice of the
+            // dead process, it should let go soon.
+            None => engine::bump(),
+        }
+    }
+}
+
+impl Drop for InstanceResource {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        free(std::mem::replace(&mut state.holder, Holder::Closed));
+    }
+}
+
+/// Frees what may be a large store without holding up the scheduler.
+fn free(holder: Holder) {
+    if let Holder::Idle(store) = &holder
+        && store.data().memories.iter().map(|memory| memory.data_size(store)).sum::<usize>()
+            <= HEAVY
+    {
+        return;
+    }
+    if !matches!(holder, Holder::Closed) {
+        // Where no thread can be had, the store is freed here.
+        let _ = std::thread::Builder::new().name("beamr-free".into()).spawn(move || drop(holder));
+    }
+}
+
+impl State {
+    /// The memory with this index, unless the guest is running or gone.
+    pub fn with_memory<R>(&mut self, f: impl FnOnce(Result<&mut [u8], Fault>) -> R) -> R {
+        match &mut self.holder {
+            Holder::Idle(store) => match store.data().memories.first().copied() {
+                Some(memory) => f(Ok(memory.data_mut(store))),
+                None => f(Ok(&mut [])),
+            },
+            Holder::Running(_) => self.exchange.with_views(|views: &mut [View]| {
+                memory::with_view(views.first_mut(), |bytes| f(Ok(bytes)))
+            }),
+            Holder::Closed => f(Err(Fault::Stop(Stop::Closed))),
+        }
+    }
+
+    /// Gives the turn to whoever has waited longest and still lives; once the instance is
+    /// closed, everyone may come and hear of it.
+    fn pass_turn(&mut self, env: Env) {
+        while let Some(waiter) = self.queue.pop_front() {
+            if waiter.call_up(env) && !matches!(self.holder, Holder::Closed) {
+                self.turn = Some(waiter);
+                return;
+            }
+        }
+    }
+}
+
+impl InstanceResource {
+    pub fn lock(&self, wait: Wait) -> Option<MutexGuard<'_, State>> {
+        match wait {
+            Wait::Briefly => self.state.try_lock().or_else(|| self.state.try_lock_for(BRIEF)),
+            Wait::AsLongAsNeeded => Some(self.state.lock()),
+        }
+    }
+
+    /// Lets go of the lock, after dealing with every death that was told meanwhile.
+    pub fn unlock(&self, env: Env, state: MutexGuard<'_, State>) {
+        let mut state = state;
+        loop {
+            if self.has_deaths.swap(false, Ordering::SeqCst) {
+                let deaths = std::mem::take(&mut *self.deaths.lock());
+                for pid in deaths {
+                    self.bury(env, &mut state, pid);
+                }
+            }
+            MutexGuard::unlock_fair(state);
+            if !self.has_deaths.load(Ordering::SeqCst) {
+                return;
+            }
+            match self.state.try_lock() {
+                Some(again) => state = again,
+                None => return,
+            }
+        }
+    }
+
+    fn bury(&self, env: Env, state: &mut State, pid: LocalPid) {
+        state.queue.retain(|waiter| waiter.pid != pid);
+        if state.turn.as_ref().is_some_and(|waiter| waiter.pid == pid) {
+            state.turn = None;
+            state.pass_turn(env);
+        }
+        if matches!(&state.holder, Holder::Running(flight) if flight.caller == pid) {
+            self.exchange.request_stop(Stop::CallerDied);
+            self.run_out(state);
+            state.pass_turn(env);
+        }
+    }
+
+    /// Polls a call that was asked to stop until it gives the store back.
+    fn run_out(&self, state: &mut State) {
+        while let Holder::Running(_) = state.holder {
+            match self.poll(state) {
+                Polled::Suspended => {
+                    self.exchange.take_asked();
+                }
+                Polled::Finished(_) | Polled::Panicked => {}
+            }
+        }
+        self.exchange.end_all();
+    }
+
+    /// Polls the call in flight once. When it has finished, the store is idle again, or gone
+    /// if it never became an instance.
+    fn poll(&self, state: &mut State) -> Polled {
+        let Holder::Running(flight) = &mut state.holder else { return Polled::Suspended };
+        let polled = {
+            let _slice = Slice::enter();
+            let mut context = Context::from_waker(Waker::noop());
+            catch_unwind(AssertUnwindSafe(|| flight.future.as_mut().poll(&mut context)))
+        };
+        let holder = match polled {
+            Ok(Poll::Pending) => return Polled::Suspended,
+            Ok(Poll::Ready((store, outcome))) => {
+                self.in_flight.store(false, Ordering::SeqCst);
+                state.holder = match store.data().instance {
+                    Some(_) => Holder::Idle(store),
+                    None => {
+                        free(Holder::Idle(store));
+                        Holder::Closed
+                    }
+                };
+                return Polled::Finished(outcome);
+            }
+            Err(_) => std::mem::replace(&mut state.holder, Holder::Closed),
+        };
+        // What a panic has left half done is not safe to unwind a second time: it is leaked.
+        std::mem::forget(holder);
+        self.in_flight.store(false, Ordering::SeqCst);
+        Polled::Panicked
+    }
+
+    /// Runs one slice and answers the step that comes out of it.
+    fn step<'a>(&self, env: Env<'a>, this: Term<'a>, state: &mut State) -> Term<'a> {
+        let monitor = match &state.holder {
+            Holder::Running(flight) => flight.monitor,
+            _ => return error::encode(env, &Fault::Stop(Stop::Closed)),
+        };
+        match self.poll(state) {
+            Polled::Suspended => match self.exchange.take_asked() {
+                Some(Asked::Nothing { outcome }) => self.answer(env, outcome),
+                Some(Asked::Import { index, args }) => {
+                    self.watch(env, this, state);
+                    let args = value::encode_all(env, &args, false);
+                    (atoms::import(), index, args).encode(env)
+                }
+                None => {
+                    self.watch(env, this, state);
+                    atoms::yield_().encode(env)
+                }
+            },
+            Polled::Finished(outcome) => {
+                self.unwatch(env, this, monitor);
+                let answer = self.answer(env, outcome);
+                state.pass_turn(env);
+                answer
+            }
+            Polled::Panicked => {
+                self.unwatch(env, this, monitor);
+                self.exchange.end_all();
+                state.pass_turn(env);
+                error::encode(env, &Fault::Panicked)
+            }
+        }
+    }
+
+    fn answer<'a>(&self, env: Env<'a>, outcome: Outcome) -> Term<'a> {
+        let unsigned = self.exchange.end();
+        match outcome {
+            Ok(values) => (atoms::ok(), value::encode_all(env, &values, unsigned)).encode(env),
+            Err(error) => error::encode(env, &Fault::from(error)),
+        }
+    }
+
+    /// Makes sure that the death of the process whose call is suspended ends the call.
+    fn watch(&self, env: Env, this: Term, state: &mut State) {
+        let Holder::Running(flight) = &mut state.holder else { return };
+        if flight.monitor.is_none() {
+            flight.monitor = monitor(env, this, &flight.caller);
+            if flight.monitor.is_none() {
+                let dead = flight.caller;
+                self.bury(env, state, dead);
+            }
+        }
+    }
+
+    fn unwatch(&self, env: Env, this: Term, monitor: Option<Monitor>) {
+        if let (Some(monitor), Ok(this)) = (monitor, this.decode::<ResourceArc<Self>>()) {
+            env.demonitor(&this, &monitor);
+        }
+    }
+
+    /// Begins a call, or queues for one. Arguments are converted first, so that a call that
+    /// cannot be made is refused at once.
+    fn begin<'a>(&self, env: Env<'a>, request: &Request<'a>, state: &mut State) -> Term<'a> {
+        let (target, args) = match self.prepare(request) {
+            Ok(prepared) => prepared,
+            Err(fault) => return error::encode(env, &fault),
+        };
+        let me = env.pid();
+        match &state.holder {
+            Holder::Closed => error::encode(env, &Fault::Stop(Stop::Closed)),
+            Holder::Running(flight)
+                if flight.caller == me && self.exchange.awaiting().is_some() =>
+            {
+                if self.exchange.depth() >= self.max_depth {
+                    return error::encode(env, &Fault::Depth(self.max_depth));
+                }
+                self.exchange.begin(call::deadline(request.timeout), request.unsigned);
+                self.exchange.send(Errand::Call { target, args });
+                self.step(env, request.this, state)
+            }
+            Holder::Idle(_) if state.turn.as_ref().is_none_or(|waiter| waiter.pid == me) => {
+                let monitor = state.turn.take().map(|waiter| waiter.monitor);
+                self.exchange.begin(call::deadline(request.timeout), request.unsigned);
+                let Holder::Idle(store) = std::mem::replace(&mut state.holder, Holder::Closed)
+                else {
+                    return error::encode(env, &Fault::Stop(Stop::Closed));
+                };
+                let future = Box::pin(top_call(store, target, args));
+                self.take_off(state, Flight { future, caller: me, monitor });
+                self.step(env, request.this, state)
+            }
+            _ => self.queue_up(env, request.this, me, state),
+        }
+    }
+
+    fn take_off(&self, state: &mut State, flight: Flight) {
+        self.exchange.set_slice(call::NORMAL_SLICE);
+        self.in_flight.store(true, Ordering::SeqCst);
+        state.holder = Holder::Running(flight);
+    }
+
+    fn prepare(&self, request: &Request) -> Result<(Target, Vec<Value>), Fault> {
+        let target = if let Ok(name) = Binary::from_term(request.target) {
+            let name = std::str::from_utf8(name.as_slice()).map_err(|_| Fault::UnknownFunction)?;
+            let function = self.module.functions.get(name).ok_or(Fault::UnknownFunction)?;
+            Target::Export(function.clone())
+        } else {
+            let func = request.target.decode::<ResourceArc<FuncResource>>();
+            let handle = func.map_err(|_| Fault::ForeignFunction)?.0.clone();
+            if handle.owner != self.id {
+                return Err(Fault::ForeignFunction);
+            }
+            Target::Func(handle)
+        };
+        let params = &target.signature().params;
+        let given = request.args.list_length().unwrap_or(0);
+        if given != params.len() {
+            return Err(Fault::Arity { wanted: params.len(), given });
+        }
+        let mut args = Vec::with_capacity(given);
+        let mut rest = request.args;
+        for (position, ty) in params.iter().enumerate() {
+            let refuse = |problem| Fault::Argument {
+                position: position + 1,
+                wanted: value::type_name(ty),
+                problem,
+            };
+            let (head, tail) = rest.list_get_cell().map_err(|_| refuse(atoms::type_()))?;
+            args.push(
+                self.own(value::decode(head, ty).map_err(|mismatch| refuse(mismatch.atom()))?)?,
+            );
+            rest = tail;
+        }
+        Ok((target, args))
+    }
+
+    /// Refuses functions of other instances.
+    fn own(&self, value: Value) -> Result<Value, Fault> {
+        match &value {
+            Value::Func(handle) if handle.owner != self.id => Err(Fault::ForeignFunction),
+            _ => Ok(value),
+        }
+    }
+
+    fn queue_up<'a>(
+        &self,
+        env: Env<'a>,
+        this: Term<'a>,
+        me: LocalPid,
+        state: &mut State,
+    ) -> Term<'a> {
+        let Some(monitor) = monitor(env, this, &me) else {
+            return error::encode(env, &Fault::Stop(Stop::CallerDied));
+        };
+        let turn = env.make_ref();
+        state.queue.push_back(Waiter { pid: me, monitor, turn: HeldTerm::new(*turn) });
+        (atoms::queue(), turn).encode(env)
+    }
+
+    /// Takes the caller out of the queue, or passes its turn on.
+    fn leave(&self, env: Env, this: Term, state: &mut State) {
+        let me = env.pid();
+        let left = match state.queue.iter().position(|waiter| waiter.pid == me) {
+            Some(position) => state.queue.remove(position),
+            None if state.turn.as_ref().is_some_and(|waiter| waiter.pid == me) => {
+                let turn = state.turn.take();
+                state.pass_turn(env);
+                turn
+            }
+            None => None,
+        };
+        self.unwatch(env, this, left.map(|waiter| waiter.monitor));
+    }
+
+    /// Answers the import that is suspended, or lets a guest whose slice had ended go on.
+    fn resume<'a>(
+        &self,
+        env: Env<'a>,
+        this: Term<'a>,
+        answer: Answer<'a>,
+        state: &mut State,
+    ) -> Term<'a> {
+        match &state.holder {
+            Holder::Running(flight) if flight.caller == env.pid() => {}
+            _ => return error::encode(env, &Fault::Stop(Stop::Closed)),
+        }
+        if let Some(index) = self.exchange.awaiting() {
+            let errand = match answer {
+                Answer::Return(term) => match self.results(index, term) {
+                    Some(values) => Errand::Return(values),
+                    None => Errand::Stop(Stop::ImportResult),
+                },
+                Answer::Raise | Answer::Continue => Errand::Stop(Stop::ImportRaised),
+            };
+            self.exchange.send(errand);
+        }
+        self.step(env, this, state)
+    }
+
+    /// What an import returned, as values of its result types. Without results the term does
+    /// not matter; one result is the term itself; several are a list.
+    fn results(&self, index: usize, term: Term) -> Option<Vec<Value>> {
+        let signature = self.module.imports.get(index)?.as_ref()?;
+        let value = |term: Term, ty| self.own(value::decode(term, ty).ok()?).ok();
+        match &signature.results[..] {
+            [] => Some(Vec::new()),
+            [ty] => Some(vec![value(term, ty)?]),
+            types => {
+                let terms: Vec<Term> = term.decode().ok()?;
+                if terms.len() != types.len() {
+                    return None;
+                }
+                terms.into_iter().zip(types).map(|(term, ty)| value(term, ty)).collect()
+            }
+        }
+    }
+}
+
+enum Polled {
+    Suspended,
+    Finished(Outcome),
+    Panicked,
+}
+
+enum Answer<'a> {
+    Continue,
+    Return(Term<'a>),
+    Raise,
+}
+
+struct Request<'a> {
+    this: Term<'a>,
+    target: Term<'a>,
+    args: Term<'a>,
+    timeout: Option<Duration>,
+    unsigned: bool,
+}
+
+async fn top_call(
+    mut store: Store<Host>,
+    target: Target,
+    args: Vec<Value>,
+) -> (Store<Host>, Outcome) {
+    let outcome = match target.find(&mut store) {
+        Some(func) => call::run(&mut store, func, target.signature(), args).await,
+        None => Err(Stop::Closed.into()),
+    };
+    (store, outcome)
+}
+
+async fn top_instantiate(mut store: Store<Host>) -> (Store<Host>, Outcome) {
+    let outcome = instantiate(&mut store).await;
+    (store, outcome.map(|()| Vec::new()))
+}
+
+async fn instantiate(store: &mut Store<Host>) -> wasmtime::Result<()> {
+    call::new_slice(&mut *store);
+    let module = store.data().module.clone();
+    let instance = match &module.pre {
+        Some(pre) => pre.instantiate_async(&mut *store).await?,
+        None => {
+            let imports = import::externs(store, &module)?;
+            wasmtime::Instance::new_async(&mut *store, &module.module, &imports).await?
+        }
+    };
+    let exports = module.memories.iter();
+    let memories = exports
+        .filter_map(|(_, export)| instance.get_module_export(&mut *store, export)?.into_memory())
+        .collect();
+    let host = store.data_mut();
+    host.memories = memories;
+    host.instance = Some(instance);
+    Ok(())
+}
+
+fn monitor(env: Env, this: Term, pid: &LocalPid) -> Option<Monitor> {
+    env.monitor(&this.decode::<ResourceArc<InstanceResource>>().ok()?, pid)
+}
+
+fn timeout(milliseconds: i64) -> Option<Duration> {
+    u64::try_from(milliseconds).ok().map(Duration::from_millis)
+}
+
+/// Runs `f` with the state locked, or answers `:dirty` where a normal scheduler would wait. A
+/// normal scheduler is told how much of the process's time the guest has used.
+fn locked<'a>(
+    env: Env<'a>,
+    instance: &InstanceResource,
+    wait: Wait,
+    f: impl FnOnce(&mut State) -> Term<'a>,
+) -> Term<'a> {
+    let start = Clock::now();
+    let Some(mut state) = instance.lock(wait) else { return atoms::dirty().encode(env) };
+    let answer = f(&mut state);
+    instance.unlock(env, state);
+    if wait == Wait::Briefly {
+        let percent = start.elapsed().as_micros() / 10;
+        if percent > 0 {
+            rustler::schedule::consume_timeslice(env, percent.min(100) as i32);
+        }
+    }
+    answer
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// `{resource, step}`
+#[rustler::nif]
+fn instance_start<'a>(
+    env: Env<'a>,
+    module: &'a ModuleResource,
+    milliseconds: i64,
+    max_depth: usize,
+) -> NifResult<Term<'a>> {
+    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+    let exchange = Arc::new(Exchange::new());
+    let compiled = module.0.clone();
+    let limits = StoreLimitsBuilder::new().build();
+    let host = Host::new(id, compiled.clone(), exchange.clone(), limits);
+    let store = call::store(host, compiled.module.engine());
+    exchange.begin(call::deadline(timeout(milliseconds)), false);
+    let state = State {
+        holder: Holder::Closed,
+        exchange: exchange.clone(),
+        queue: VecDeque::new(),
+        turn: None,
+    };
+    let resource = ResourceArc::new(InstanceResource {
+        id,
+        module: compiled,
+        exchange,
+        max_depth,
+        in_flight: AtomicBool::new(true),
+        state: Mutex::new(state),
+        deaths: Mutex::default(),
+        has_deaths: AtomicBool::new(false),
+    });
+    let this = resource.encode(env);
+    let future = Box::pin(top_instantiate(store));
+    let step = locked(env, &resource, Wait::AsLongAsNeeded, |state| {
+        resource.take_off(state, Flight { future, caller: env.pid(), monitor: None });
+        resource.step(env, this, state)
+    });
+    Ok((this, step).encode(env))
+}
+
+fn close<'a>(env: Env<'a>, instance: &InstanceResource, wait: Wait) -> Term<'a> {
+    let Some(mut state) = instance.lock(wait) else {
+        instance.exchange.request_stop(Stop::Closed);
+        engine::bump();
+        return atoms::dirty().encode(env);
+    };
+    if matches!(state.holder, Holder::Running(_)) {
+        instance.exchange.request_stop(Stop::Closed);
+        instance.run_out(&mut state);
+    }
+    let holder = std::mem::replace(&mut state.holder, Holder::Closed);
+    state.pass_turn(env);
+    instance.unlock(env, state);
+    free(holder);
+    atoms::ok().encode(env)
+}
+
+#[rustler::nif]
+fn instance_close<'a>(env: Env<'a>, instance: &'a InstanceResource) -> Term<'a> {
+    close(env, instance, Wait::Briefly)
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn instance_close_dirty<'a>(env: Env<'a>, instance: &'a InstanceResource) -> Term<'a> {
+    close(env, instance, Wait::AsLongAsNeeded)
+}
+
+/// Asks the call in flight, if there is one, to end.
+#[rustler::nif]
+fn instance_interrupt(instance: &InstanceResource) -> Atom {
+    if instance.in_flight.load(Ordering::SeqCst) {
+        instance.exchange.request_stop(Stop::Interrupted);
+        engine::bump();
+    }
+    atoms::ok()
+}
+
+/// Takes the calling process out of the queue.
+#[rustler::nif(schedule = "DirtyIo")]
+fn instance_leave<'a>(env: Env<'a>, this: Term<'a>) -> NifResult<Atom> {
+    let instance: &InstanceResource = this.decode()?;
+    locked(env, instance, Wait::AsLongAsNeeded, |state| {
+        instance.leave(env, this, state);
+        atoms::ok().encode(env)
+    });
+    Ok(atoms::ok())
+}
+
+fn start<'a>(env: Env<'a>, request: &Request<'a>, wait: Wait) -> NifResult<Term<'a>> {
+    let instance: &InstanceResource = request.this.decode()?;
+    Ok(locked(env, instance, wait, |state| instance.begin(env, request, state)))
+}
+
+#[rustler::nif]
+fn call_start<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    target: Term<'a>,
+    arguments: Term<'a>,
+    milliseconds: i64,
+    unsigned: bool,
+) -> NifResult<Term<'a>> {
+    let timeout = timeout(milliseconds);
+    start(env, &Request { this, target, args: arguments, timeout, unsigned }, Wait::Briefly)
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn call_start_dirty<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    target: Term<'a>,
+    arguments: Term<'a>,
+    milliseconds: i64,
+    unsigned: bool,
+) -> NifResult<Term<'a>> {
+    let timeout = timeout(milliseconds);
+    start(env, &Request { this, target, args: arguments, timeout, unsigned }, Wait::AsLongAsNeeded)
+}
+
+fn resume<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    answer: Atom,
+    value: Term<'a>,
+    wait: Wait,
+) -> NifResult<Term<'a>> {
+    let instance: &InstanceResource = this.decode()?;
+    let answer = if answer == atoms::return_() {
+        Answer::Return(value)
+    } else if answer == atoms::raise() {
+        Answer::Raise
+    } else {
+        Answer::Continue
+    };
+    let slice = match wait {
+        Wait::Briefly => call::NORMAL_SLICE,
+        Wait::AsLongAsNeeded => call::DIRTY_SLICE,
+    };
+    Ok(locked(env, instance, wait, |state| {
+        instance.exchange.set_slice(slice);
+        instance.resume(env, this, answer, state)
+    }))
+}
+
+#[rustler::nif]
+fn call_resume<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    answer: Atom,
+    value: Term<'a>,
+) -> NifResult<Term<'a>> {
+    resume(env, this, answer, value, Wait::Briefly)
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn call_resume_dirty<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    answer: Atom,
+    value: Term<'a>,
+) -> NifResult<Term<'a>> {
+    resume(env, this, answer, value, Wait::AsLongAsNeeded)
+}

@@ -1,0 +1,26 @@
+//! The native half of Beamr: wasmtime instances as resources of the Erlang VM.
+//!
+//! Each file mirrors a part of `Beamr.Native`; functions are named `<file>_<verb>`.
+
+mod atoms;
+mod bench;
+mod call;
+mod engine;
+mod error;
+mod import;
+mod instance;
+mod memory;
+mod module;
+mod value;
+
+use rustler::{Env, Term};
+
+/// `options` is what `Beamr.Native` passes on loading: the guest stack size in bytes, or nil.
+fn load(_env: Env, max_stack: Term) -> bool {
+    if let Ok(bytes) = max_stack.decode::<usize>() {
+        engine::set_max_stack(bytes);
+    }
+    engine::start_ticker().is_ok()
+}
+
+rustler::init!("Elixir.Beamr.Native", load = load);

@@ -1,0 +1,313 @@
+//! Linear memory, reached by any process at any time that the guest is not running.
+//!
+//! This is the one file that touches guest memory without wasmtime's own checks: while a call
+//! is suspended its store is inside the call's future, so memory is reached through the base
+//! and length that were captured at the suspension. Invariant: a [`View`] is used only under
+//! the instance's lock, while its guest is suspended, and dropped before the guest goes on.
+
+use std::ops::Range;
+
+use rustler::sys::{enif_alloc_binary, enif_release_binary};
+use rustler::{Binary, Encoder, Env, NewBinary, OwnedBinary, Term};
+use wasmtime::{AsContext, Memory};
+
+use crate::error::{self, Fault};
+use crate::instance::{InstanceResource, Wait};
+use crate::{atoms, call::Host};
+
+/// Copies up to this many bytes take a normal scheduler about 100 µs at most.
+const LONG: usize = 1024 * 1024;
+
+/// Iodata with more parts than this is written from a dirty scheduler.
+const MANY_PARTS: usize = 10_000;
+
+/// Where a memory lies while its guest is suspended.
+pub struct View {
+    base: *mut u8,
+    size: usize,
+}
+
+// SAFETY: a view is only a place and a length; every use of it is under the instance's lock,
+// whichever thread holds that.
+unsafe impl Send for View {}
+
+impl View {
+    pub fn of(memory: &Memory, store: &impl AsContext<Data = Host>) -> Self {
+        View { base: memory.data_ptr(store), size: memory.data_size(store) }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        if self.size == 0 {
+            return &mut [];
+        }
+        // SAFETY: the view was captured from a live memory of a store that is suspended since.
+        // Nothing but guest code moves, shrinks or frees a memory before its store is dropped;
+        // guest code and the drop both need the instance's lock, which the caller holds, and
+        // the exchange's lock around every use makes this the only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.base, self.size) }
+    }
+}
+
+/// The range `offset..offset + length` if it lies inside a memory of `size` bytes. Numbers that
+/// do not fit 64 bits come as None.
+fn range(offset: Option<u64>, length: Option<u64>, size: usize) -> Result<Range<usize>, Fault> {
+    let out_of_bounds = Fault::OutOfBounds { size };
+    let (Some(start), Some(length)) = (offset, length) else { return Err(out_of_bounds) };
+    match start.checked_add(length) {
+        Some(end) if end <= size as u64 => Ok(start as usize..end as usize),
+        _ => Err(out_of_bounds),
+    }
+}
+
+/// Guards have made sure that it is a non-negative integer.
+fn unsigned(term: Term) -> Option<u64> {
+    term.decode().ok()
+}
+
+/// What a memory operation answers: a term, a fault, or that it wants a dirty scheduler.
+type Answer<'a> = Result<Term<'a>, Refusal>;
+
+enum Refusal {
+    Fault(Fault),
+    BadArgument,
+    TooLong,
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Refusal::Fault(fault)
+    }
+}
+
+fn with_memory<'a>(
+    env: Env<'a>,
+    instance: &InstanceResource,
+    wait: Wait,
+    f: impl FnOnce(&mut [u8]) -> Answer<'a>,
+) -> Term<'a> {
+    let Some(mut state) = instance.lock(wait) else { return atoms::dirty().encode(env) };
+    let answer = state.with_memory(|view| match view {
+        Ok(bytes) => f(bytes),
+        Err(fault) => Err(fault.into()),
+    });
+    instance.unlock(env, state);
+    match answer {
+        Ok(term) => term,
+        Err(Refusal::Fault(fault)) => error::encode(env, &fault),
+        Err(Refusal::BadArgument) => atoms::badarg().encode(env),
+        Err(Refusal::TooLong) => atoms::dirty().encode(env),
+    }
+}
+
+pub fn with_view<R>(view: Option<&mut View>, f: impl FnOnce(&mut [u8]) -> R) -> R {
+    match view {
+        Some(view) => f(view.bytes()),
+        None => f(&mut []),
+    }
+}
+
+fn size<'a>(env: Env<'a>, instance: &InstanceResource, wait: Wait) -> Term<'a> {
+    with_memory(env, instance, wait, |memory| Ok((atoms::ok(), memory.len()).encode(env)))
+}
+
+fn read<'a>(
+    env: Env<'a>,
+    instance: &InstanceResource,
+    offset: Term,
+    length: Term,
+    wait: Wait,
+) -> Term<'a> {
+    with_memory(env, instance, wait, |memory| {
+        let range = range(unsigned(offset), unsigned(length), memory.len())?;
+        if wait == Wait::Briefly && range.len() > LONG {
+            return Err(Refusal::TooLong);
+        }
+        to_binary(env, &memory[range])
+    })
+}
+
+fn to_binary<'a>(env: Env<'a>, bytes: &[u8]) -> Answer<'a> {
+    if bytes.len() <= LONG {
+        let mut binary = NewBinary::new(env, bytes.len());
+        binary.as_mut_slice().copy_from_slice(bytes);
+        return Ok((atoms::ok(), Term::from(binary)).encode(env));
+    }
+    let Some(mut binary) = try_alloc(bytes.len()) else {
+        let message = format!("no memory for a binary of {} bytes", bytes.len());
+        return Err(Fault::Wasm(wasmtime::Error::msg(message)).into());
+    };
+    binary.as_mut_slice().copy_from_slice(bytes);
+    Ok((atoms::ok(), binary.release(env)).encode(env))
+}
+
+/// A large binary, or None where there is no memory for it (rustler's own constructors abort).
+fn try_alloc(size: usize) -> Option<OwnedBinary> {
+    let mut raw = std::mem::MaybeUninit::uninit();
+    // SAFETY: `raw` is written by a call that answers other than 0, and only read after one.
+    unsafe {
+        if enif_alloc_binary(size, raw.as_mut_ptr()) == 0 {
+            return None;
+        }
+        let mut raw = raw.assume_init();
+        if raw.data.is_null() || raw.size != size {
+            enif_release_binary(&mut raw);
+            return None;
+        }
+        Some(OwnedBinary::from_raw(raw))
+    }
+}
+
+fn read_string<'a>(
+    env: Env<'a>,
+    instance: &InstanceResource,
+    offset: Term,
+    chunk: Term,
+    wait: Wait,
+) -> Term<'a> {
+    with_memory(env, instance, wait, |memory| {
+        let size = memory.len();
+        let start = range(unsigned(offset), Some(1), size)?.start;
+        let chunk = unsigned(chunk).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
+        let tail = &memory[start..];
+        let within = if wait == Wait::Briefly { tail.len().min(LONG) } else { tail.len() };
+        match find_nul(&tail[..within], chunk.max(1)) {
+            Some(length) => to_binary(env, &tail[..length]),
+            None if within < tail.len() => Err(Refusal::TooLong),
+            None => Err(Fault::Unterminated { size }.into()),
+        }
+    })
+}
+
+fn find_nul(bytes: &[u8], chunk: usize) -> Option<usize> {
+    let mut start = 0;
+    for part in bytes.chunks(chunk) {
+        if let Some(at) = memchr::memchr(0, part) {
+            return Some(start + at);
+        }
+        start += part.len();
+    }
+    None
+}
+
+fn write<'a>(
+    env: Env<'a>,
+    instance: &InstanceResource,
+    offset: Term,
+    data: Term<'a>,
+    terminated: Term,
+    wait: Wait,
+) -> Term<'a> {
+    // The parts are found before the lock is taken, and the whole length is checked before the
+    // first byte is written: a write is all or nothing.
+    let terminated = atoms::true_() == terminated;
+    let limit = if wait == Wait::Briefly { MANY_PARTS } else { usize::MAX };
+    let parts = match Parts::of(data, limit) {
+        Ok(parts) => parts,
+        Err(Refusal::TooLong) => return atoms::dirty().encode(env),
+        Err(_) => return atoms::badarg().encode(env),
+    };
+    with_memory(env, instance, wait, |memory| {
+        let length = parts.length as u64 + u64::from(terminated);
+        let range = range(unsigned(offset), Some(length), memory.len())?;
+        if wait == Wait::Briefly && range.len() > LONG {
+            return Err(Refusal::TooLong);
+        }
+        let target = &mut memory[range];
+        parts.copy_to(target);
+        if terminated && let Some(last) = target.last_mut() {
+            *last = 0;
+        }
+        Ok(atoms::ok().encode(env))
+    })
+}
+
+/// Iodata, taken apart without being copied.
+struct Parts<'a> {
+    parts: Vec<Part<'a>>,
+    length: usize,
+}
+
+enum Part<'a> {
+    Byte(u8),
+    Bytes(Binary<'a>),
+}
+
+impl<'a> Parts<'a> {
+    fn of(data: Term<'a>, limit: usize) -> Result<Self, Refusal> {
+        let mut this = Parts { parts: Vec::new(), length: 0 };
+        if data.is_binary() {
+            this.push(data, limit)?;
+            return Ok(this);
+        }
+        // The lists that are still to be gone through, innermost last.
+        let mut rest = vec![data];
+        while let Some(list) = rest.pop() {
+            if list.is_empty_list() {
+                continue;
+            }
+            if let Ok((head, tail)) = list.list_get_cell() {
+                rest.push(tail);
+                match head.is_list() {
+                    true => rest.push(head),
+                    false => this.push(head, limit)?,
+                }
+            } else if list.is_binary() {
+                // The tail of an improper list.
+                this.push(list, limit)?;
+            } else {
+                return Err(Refusal::BadArgument);
+            }
+            if rest.len() > limit {
+                return Err(Refusal::TooLong);
+            }
+        }
+        Ok(this)
+    }
+
+    fn push(&mut self, term: Term<'a>, limit: usize) -> Result<(), Refusal> {
+        let part = match term.decode::<u8>() {
+            Ok(byte) => Part::Byte(byte),
+            Err(_) => Part::Bytes(Binary::from_term(term).map_err(|_| Refusal::BadArgument)?),
+        };
+        self.length += match &part {
+            Part::Byte(_) => 1,
+            Part::Bytes(bytes) => bytes.len(),
+        };
+        self.parts.push(part);
+        if self.parts.len() > limit { Err(Refusal::TooLong) } else { Ok(()) }
+    }
+
+    fn copy_to(&self, target: &mut [u8]) {
+        let mut rest = target;
+        for part in &self.parts {
+            let bytes = match part {
+                Part::Byte(byte) => std::slice::from_ref(byte),
+                Part::Bytes(bytes) => bytes.as_slice(),
+            };
+            let (here, after) = rest.split_at_mut(bytes.len());
+            here.copy_from_slice(bytes);
+            rest = after;
+        }
+    }
+}
+
+/// Each operation is there twice: for normal schedulers, where it answers `:dirty` if it would
+/// have to wait or copy for long, and for dirty ones, where it waits and copies.
+macro_rules! operation {
+    ($name:ident, $dirty:ident, $body:ident($($arg:ident),*)) => {
+        #[rustler::nif]
+        fn $name<'a>(env: Env<'a>, instance: &'a InstanceResource, $($arg: Term<'a>),*) -> Term<'a> {
+            $body(env, instance, $($arg,)* Wait::Briefly)
+        }
+
+        #[rustler::nif(schedule = "DirtyIo")]
+        fn $dirty<'a>(env: Env<'a>, instance: &'a InstanceResource, $($arg: Term<'a>),*) -> Term<'a> {
+            $body(env, instance, $($arg,)* Wait::AsLongAsNeeded)
+        }
+    };
+}
+
+operation!(memory_size, memory_size_dirty, size());
+operation!(memory_read, memory_read_dirty, read(offset, length));
+operation!(memory_read_string, memory_read_string_dirty, read_string(offset, chunk));
+operation!(memory_write, memory_write_dirty, write(offset, data, terminated));
