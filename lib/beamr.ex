@@ -37,7 +37,13 @@ defmodule Beamr do
 
   Compilation takes a dirty scheduler, never a normal one. Fails with `Beamr.CompileError`.
 
-  There are no options yet; the argument is there for those to come.
+  Options:
+
+    * `:fuel` - `true` to meter the module's instances: each instruction uses fuel, and a guest
+      that has none left traps. Metering makes code slower. `false` unless given.
+    * `:deterministic` - `true` to make the result of every call depend on its inputs alone, on
+      every machine: NaNs are canonical and relaxed SIMD instructions behave in one way. Meters
+      as well, and the fuel used is the same everywhere. `false` unless given.
 
       iex> {:ok, %Beamr.Module{}} = Beamr.compile("(module)")
       iex> {:error, error} = Beamr.compile("(module (func (export \\"f\\") i32.add))")
@@ -50,10 +56,15 @@ defmodule Beamr do
   end
 
   defp compile(source, opts, path) do
-    [] = Keyword.validate!(opts, [])
+    opts = Keyword.validate!(opts, fuel: false, deterministic: false)
+    for {name, value} <- opts, do: check!(is_boolean(value), name, value, "true or false")
+    metered = opts[:fuel] or opts[:deterministic]
 
-    case Native.module_compile(source, []) do
-      {:ok, ref} -> {:ok, Beamr.Module.from_native(ref)}
+    native_opts =
+      for {name, true} <- [fuel: metered, deterministic: opts[:deterministic]], do: name
+
+    case Native.module_compile(source, native_opts) do
+      {:ok, ref} -> {:ok, Beamr.Module.from_native(ref, metered)}
       {:error, reason} -> {:error, Error.compile(reason, path)}
     end
   end
@@ -94,11 +105,22 @@ defmodule Beamr do
       `Beamr.LinkError`; what the module does not import is ignored.
     * `:timeout` - milliseconds that the start function may take, or `:infinity`;
       #{@call_timeout} unless given.
+    * `:scheduler` - where the start function runs: see `t:Beamr.Instance.scheduler/0`.
     * `:max_depth` - how deep calls from host to guest may be nested in one another on this
-      instance; #{@max_depth} unless given.
+      instance; #{@max_depth} unless given. A slice of a nested call costs time in proportion to
+      its depth.
+    * `:max_memory` - bytes that all memories of the instance may have together; no limit but
+      the module's own unless given.
+    * `:max_table_elements` - elements that all its tables may have together; likewise.
+    * `:fuel` - how much fuel it starts with; as good as endless unless given. The module must
+      have been compiled with `fuel: true`; source given here is.
 
-  Fails with `Beamr.CompileError`, `Beamr.LinkError`, or whatever ended the start function: see
-  `call/4`.
+  Fails with `Beamr.CompileError`, `Beamr.LinkError`, `Beamr.LimitError` for a module that asks
+  for more than its limits from the start, or whatever ended the start function: see `call/4`.
+
+  The stack of a guest is limited for the whole node: 524288 bytes, or what
+  `config :beamr, max_stack: bytes` said when Beamr was loaded. A guest that needs more traps
+  with `:stack_overflow`.
 
       iex> source = ~s|(module (import "env" "double" (func $double (param i32) (result i32)))
       ...>                     (func (export "f") (result i32) (call $double (i32.const 21))))|
@@ -111,16 +133,46 @@ defmodule Beamr do
   def instantiate(module, opts \\ [])
 
   def instantiate(%Beamr.Module{} = module, opts) when is_list(opts) do
-    opts = Keyword.validate!(opts, imports: %{}, timeout: @call_timeout, max_depth: @max_depth)
+    {imports, options} = instance_options(opts)
 
-    check!(is_map(opts[:imports]), :imports, opts[:imports], "a map of maps of functions")
-    check!(positive?(opts[:max_depth]), :max_depth, opts[:max_depth], "a positive integer")
-    check_timeout!(opts[:timeout])
-    Instance.new(module, opts[:imports], opts[:timeout], opts[:max_depth])
+    if options.fuel != nil and not Beamr.Module.metered?(module) do
+      raise ArgumentError, "fuel was given to a module that was not compiled with fuel: true"
+    end
+
+    Instance.new(module, imports, options)
   end
 
   def instantiate(source, opts) when is_binary(source) and is_list(opts) do
-    with {:ok, module} <- compile(source), do: instantiate(module, opts)
+    with {:ok, module} <- compile(source, fuel: Keyword.get(opts, :fuel) != nil) do
+      instantiate(module, opts)
+    end
+  end
+
+  defp instance_options(opts) do
+    {imports, options} =
+      opts
+      |> Keyword.validate!(
+        imports: %{},
+        timeout: @call_timeout,
+        scheduler: :auto,
+        max_depth: @max_depth,
+        max_memory: nil,
+        max_table_elements: nil,
+        fuel: nil
+      )
+      |> Map.new()
+      |> Map.pop!(:imports)
+
+    check!(is_map(imports), :imports, imports, "a map of maps of functions")
+    check_timeout!(options.timeout)
+    check_scheduler!(options.scheduler)
+    check!(size?(options.max_depth, 1), :max_depth, options.max_depth, "a positive integer")
+
+    for name <- [:max_memory, :max_table_elements, :fuel], value = options[name] do
+      check!(size?(value, 0), name, value, "an integer from 0 to 2^64 - 1")
+    end
+
+    {imports, options}
   end
 
   @doc "As `instantiate/2`, but raises the error."
@@ -137,7 +189,10 @@ defmodule Beamr do
   Options:
 
     * `:timeout` - milliseconds that the call may take, imports and waiting for a busy instance
-      included, or `:infinity`; #{@call_timeout} unless given. Past it the guest is ended.
+      included, or `:infinity`; #{@call_timeout} unless given. Past it the guest is ended at its
+      next safe point; an import's Elixir code is not, but its guest does not go on after it. A
+      nested call has no more time than the call it is nested in.
+    * `:scheduler` - where the guest runs: see `t:Beamr.Instance.scheduler/0`.
 
   Fails with
 
@@ -162,15 +217,16 @@ defmodule Beamr do
 
   def call(%Instance{} = guest, function, args, [])
       when (is_binary(function) or is_reference(function)) and length(args) >= 0 do
-    Instance.call(guest, function, args, @call_timeout, false)
+    Instance.call(guest, function, args, @call_timeout, :auto, false)
   end
 
   def call(%Instance{} = guest, function, args, opts)
       when (is_binary(function) or is_reference(function)) and length(args) >= 0 and
              is_list(opts) do
-    [timeout: timeout] = Keyword.validate!(opts, timeout: @call_timeout)
-    check_timeout!(timeout)
-    Instance.call(guest, function, args, timeout, false)
+    opts = Keyword.validate!(opts, timeout: @call_timeout, scheduler: :auto)
+    check_timeout!(opts[:timeout])
+    check_scheduler!(opts[:scheduler])
+    Instance.call(guest, function, args, opts[:timeout], opts[:scheduler], false)
   end
 
   @doc """
@@ -201,12 +257,37 @@ defmodule Beamr do
     end
   end
 
+  @doc """
+  Ends the call in flight on the instance, whichever process made it: that process gets
+  `{:error, %Beamr.CallError{reason: :interrupted}}`. The instance stays usable. A call in an
+  import is ended when the import returns. Without a call in flight it does nothing.
+
+      iex> wasm = Beamr.instantiate!(~s|(module (func (export "loop") (loop (br 0))))|)
+      iex> looping = Task.async(fn -> Beamr.call(wasm, "loop", [], timeout: :infinity) end)
+      iex> {:error, error} =
+      ...>   Stream.repeatedly(fn -> Beamr.interrupt(wasm); Task.yield(looping, 1) end)
+      ...>   |> Enum.find_value(fn yielded -> with {:ok, result} <- yielded, do: result end)
+      iex> error.reason
+      :interrupted
+  """
+  @spec interrupt(guest()) :: :ok
+  def interrupt(%Instance{ref: ref}), do: Native.instance_interrupt(ref)
+
+  defp check_scheduler!(scheduler) do
+    check!(
+      scheduler in [:auto, :normal, :dirty],
+      :scheduler,
+      scheduler,
+      ":auto, :normal or :dirty"
+    )
+  end
+
   defp check_timeout!(timeout) do
     valid = timeout == :infinity or (is_integer(timeout) and timeout in 0..0xFFFFFFFF)
     check!(valid, :timeout, timeout, "milliseconds from 0 to 4294967295, or :infinity")
   end
 
-  defp positive?(n), do: is_integer(n) and n > 0
+  defp size?(n, least), do: is_integer(n) and n in least..0xFFFFFFFFFFFFFFFF
 
   defp check!(true, _name, _value, _wanted), do: :ok
 

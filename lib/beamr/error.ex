@@ -280,6 +280,7 @@ defmodule Beamr.MemoryError do
   | `reason` | what is wrong |
   |---|---|
   | `:out_of_bounds` | `offset` + `length` lies past `size` |
+  | `:unknown_memory` | the module exports no memory named `memory` |
   | `:unterminated` | there is no NUL between `offset` and the end of memory at `size` |
   | `:malloc_failed` | the guest's `malloc` answered 0 for `length` bytes |
   | `:closed` | the instance is closed |
@@ -288,10 +289,12 @@ defmodule Beamr.MemoryError do
   All numbers are bytes.
   """
 
-  defexception [:reason, :offset, :length, :size, :detail]
+  defexception [:reason, :memory, :offset, :length, :size, :detail]
 
   @type t :: %__MODULE__{
-          reason: :out_of_bounds | :unterminated | :malloc_failed | :closed | :system,
+          reason:
+            :out_of_bounds | :unknown_memory | :unterminated | :malloc_failed | :closed | :system,
+          memory: String.t() | nil,
           offset: non_neg_integer() | nil,
           length: non_neg_integer() | nil,
           size: non_neg_integer() | nil,
@@ -301,6 +304,9 @@ defmodule Beamr.MemoryError do
   @impl true
   def message(%{reason: :out_of_bounds} = e),
     do: "#{e.length} byte(s) at offset #{e.offset} are outside the memory of #{e.size} bytes"
+
+  def message(%{reason: :unknown_memory} = e),
+    do: "the module exports no memory #{inspect(e.memory)}"
 
   def message(%{reason: :unterminated} = e),
     do: "no NUL ends the string at offset #{e.offset} before the end of memory at #{e.size}"
@@ -312,13 +318,99 @@ defmodule Beamr.MemoryError do
   def message(%{reason: :system} = e), do: "the memory operation failed: #{e.detail}"
 end
 
+defmodule Beamr.LimitError do
+  @moduledoc """
+  An instance that would have gone over one of its limits before any of its code ran.
+
+  `reason` is the limit: `:max_memory` (bytes) or `:max_table_elements`; `allowed` is what it
+  allows and `wanted` what the module asks for at the least.
+
+  A guest that goes over a limit while it runs meets it as the WebAssembly specification says:
+  `memory.grow` and `table.grow` answer -1. Running out of fuel is a `Beamr.Trap`.
+  """
+
+  defexception [:reason, :allowed, :wanted]
+
+  @type t :: %__MODULE__{
+          reason: :max_memory | :max_table_elements,
+          allowed: non_neg_integer(),
+          wanted: non_neg_integer()
+        }
+
+  @impl true
+  def message(%{reason: reason} = e),
+    do: "#{reason} allows #{e.allowed}, the module wants at least #{e.wanted}"
+end
+
+defmodule Beamr.ExportError do
+  @moduledoc """
+  An exported global or table, or the fuel, that could not be read or changed as asked; nothing
+  was changed.
+
+  | `reason` | what is wrong | further fields |
+  |---|---|---|
+  | `:unknown_export` | nothing of this kind is exported under this name | |
+  | `:immutable` | the global cannot be set | |
+  | `:type` | the value is not of the wanted type, or outside its range | `wanted`, `given` |
+  | `:foreign_function` | the value is a function of another instance | `given` |
+  | `:out_of_bounds` | the index is not below the table's `size` | `given`, `size` |
+  | `:cannot_grow` | the table's own maximum or a limit does not allow it | `given`, `size` |
+  | `:not_metered` | the module was not compiled with `fuel: true` | |
+  | `:timeout` | the instance was busy with a call for too long | |
+  | `:closed` | the instance is closed | |
+  """
+
+  defexception [:reason, :kind, :name, :wanted, :given, :size]
+
+  @type t :: %__MODULE__{
+          reason:
+            :unknown_export
+            | :immutable
+            | :type
+            | :foreign_function
+            | :out_of_bounds
+            | :cannot_grow
+            | :not_metered
+            | :timeout
+            | :closed,
+          kind: :global | :table | :fuel,
+          name: String.t() | nil,
+          wanted: Beamr.Module.value_type() | nil,
+          given: term(),
+          size: non_neg_integer() | nil
+        }
+
+  @impl true
+  def message(%{reason: :unknown_export} = e),
+    do: "the module exports no #{e.kind} #{inspect(e.name)}"
+
+  def message(%{reason: :immutable} = e), do: "#{what(e)} is immutable"
+
+  def message(%{reason: :type} = e),
+    do: "#{what(e)} takes #{Beamr.Module.describe(e.wanted)}, given: #{inspect(e.given)}"
+
+  def message(%{reason: :foreign_function} = e),
+    do: "#{what(e)} takes functions of its own instance only, given: #{inspect(e.given)}"
+
+  def message(%{reason: :out_of_bounds} = e),
+    do: "index #{e.given} is outside #{what(e)} of #{e.size} element(s)"
+
+  def message(%{reason: :cannot_grow} = e),
+    do: "#{what(e)} of #{e.size} element(s) cannot grow by #{e.given}"
+
+  def message(%{reason: :not_metered}), do: "the module was not compiled with fuel: true"
+  def message(%{reason: :timeout} = e), do: "waiting for #{what(e)} timed out"
+  def message(%{reason: :closed}), do: "the instance is closed"
+
+  defp what(%{kind: :fuel}), do: "the fuel"
+  defp what(e), do: "the #{e.kind} #{inspect(e.name)}"
+end
+
 defmodule Beamr.Error do
   @moduledoc false
   # Makes exceptions of the reasons that the NIFs answer.
 
-  alias Beamr.{CallError, CompileError, ImportError, MemoryError, Trap}
-
-  @type bang_result :: term()
+  alias Beamr.{CallError, CompileError, ExportError, ImportError, LimitError, MemoryError, Trap}
 
   @spec compile(term(), Path.t() | nil) :: CompileError.t()
   def compile({kind, detail, offset, {line, column}}, path \\ nil) do
@@ -366,6 +458,10 @@ defmodule Beamr.Error do
     %CallError{reason: :depth, function: function, wanted: limit}
   end
 
+  def call({:limit, limit, allowed, wanted}, _function, _args) do
+    %LimitError{reason: limit, allowed: allowed, wanted: wanted}
+  end
+
   def call({:system, detail}, function, _args) do
     %CallError{reason: :system, function: function, detail: detail}
   end
@@ -383,6 +479,26 @@ defmodule Beamr.Error do
     %CallError{reason: reason, function: function}
   end
 
+  @doc "What kept an operation on the export `{kind, name}` from being done."
+  @spec export(term(), {atom(), String.t() | nil}, term()) :: ExportError.t()
+  def export(reason, {kind, name}, given) do
+    error = %ExportError{kind: kind, name: name, given: given}
+
+    case reason do
+      {:mismatch, wanted} ->
+        %{error | reason: :type, wanted: wanted}
+
+      {reason, size} when reason in [:out_of_bounds, :cannot_grow] ->
+        %{error | reason: reason, size: size}
+
+      :funcref ->
+        %{error | reason: :foreign_function}
+
+      reason ->
+        %{error | reason: reason}
+    end
+  end
+
   @spec memory(term(), non_neg_integer() | nil, non_neg_integer() | nil) :: MemoryError.t()
   def memory({:system, detail}, offset, length) do
     %MemoryError{reason: :system, detail: detail, offset: offset, length: length}
@@ -392,8 +508,8 @@ defmodule Beamr.Error do
     %MemoryError{reason: reason, offset: offset, length: length, size: size}
   end
 
-  def memory(:closed, offset, length) do
-    %MemoryError{reason: :closed, offset: offset, length: length}
+  def memory(reason, offset, length) when is_atom(reason) do
+    %MemoryError{reason: reason, offset: offset, length: length}
   end
 
   @doc "The value of an ok tuple; raises the exception of an error tuple."

@@ -10,7 +10,7 @@ defmodule Beamr.Instance do
   first served; memory can be read and written meanwhile.
   """
 
-  alias Beamr.{Error, ImportError, LinkError, Module, Native}
+  alias Beamr.{Error, ExportError, ImportError, LinkError, Module, Native}
 
   @enforce_keys [:ref, :module, :imports]
   defstruct [:ref, :module, :imports]
@@ -25,17 +25,43 @@ defmodule Beamr.Instance do
   """
   @type imports :: %{optional(String.t()) => %{optional(String.t()) => function()}}
 
-  @typep timeout_ms :: timeout()
+  @typedoc """
+  Where the slices of a call run.
 
+    * `:auto` - the first on the caller's own scheduler, those after it on dirty CPU schedulers,
+      so that long calls stay out of everybody's way;
+    * `:normal` - all on normal schedulers, where the priority of the calling process rules;
+    * `:dirty` - all on dirty CPU schedulers.
+  """
+  @type scheduler :: :auto | :normal | :dirty
+
+  @typep options :: %{
+           timeout: timeout(),
+           scheduler: scheduler(),
+           max_depth: pos_integer(),
+           max_memory: non_neg_integer() | nil,
+           max_table_elements: non_neg_integer() | nil,
+           fuel: non_neg_integer() | nil
+         }
+
+  @timeout 5_000
   @doc false
-  @spec new(Module.t(), imports(), timeout_ms(), pos_integer()) ::
-          {:ok, t()} | {:error, Exception.t()}
-  def new(%Module{} = module, imports, timeout, max_depth) do
+  @spec new(Module.t(), imports(), options()) :: {:ok, t()} | {:error, Exception.t()}
+  def new(%Module{} = module, imports, options) do
     with {:ok, functions} <- link(module, imports) do
-      {ref, step} = Native.instance_start(module.ref, milliseconds(timeout), max_depth)
+      {ref, step} =
+        Native.instance_start(
+          module.ref,
+          milliseconds(options.timeout),
+          options.max_depth,
+          options.max_memory,
+          options.max_table_elements,
+          options.fuel
+        )
+
       instance = %__MODULE__{ref: ref, module: module, imports: functions}
 
-      case drive(step, instance) do
+      case drive(step, instance, options.scheduler) do
         {:ok, []} -> {:ok, instance}
         {:error, reason} -> {:error, Error.call(reason, nil, [])}
       end
@@ -77,15 +103,15 @@ defmodule Beamr.Instance do
 
   @doc false
   # `unsigned` makes integer results unsigned: pointers are.
-  @spec call(t(), String.t() | Beamr.funcref(), [term()], timeout_ms(), boolean()) ::
+  @spec call(t(), String.t() | Beamr.funcref(), [term()], timeout(), scheduler(), boolean()) ::
           {:ok, [term()]} | {:error, Exception.t()}
-  def call(%__MODULE__{} = instance, function, args, timeout, unsigned) do
-    case start(instance, function, args, milliseconds(timeout), unsigned) do
+  def call(%__MODULE__{} = instance, function, args, timeout, scheduler, unsigned) do
+    case start(instance, function, args, milliseconds(timeout), scheduler, unsigned) do
       {:ok, _results} = ok ->
         ok
 
       step ->
-        case drive(step, instance) do
+        case drive(step, instance, scheduler) do
           {:ok, _results} = ok -> ok
           {:error, reason} -> {:error, Error.call(reason, function, args)}
         end
@@ -95,15 +121,23 @@ defmodule Beamr.Instance do
   defp milliseconds(:infinity), do: -1
   defp milliseconds(timeout), do: timeout
 
-  defp start(%{ref: ref} = instance, function, args, timeout, unsigned) do
-    case Native.call_start(ref, function, args, timeout, unsigned) do
-      :dirty ->
-        ref
-        |> Native.call_start_dirty(function, args, timeout, unsigned)
-        |> await_turn(instance, function, args, timeout, unsigned)
+  defp start(%{ref: ref} = instance, function, args, timeout, scheduler, unsigned) do
+    step =
+      case scheduler do
+        :dirty -> :dirty
+        _ -> Native.call_start(ref, function, args, timeout, unsigned)
+      end
 
-      {:queue, _turn} = step ->
-        await_turn(step, instance, function, args, timeout, unsigned)
+    step =
+      case step do
+        :dirty -> Native.call_start_dirty(ref, function, args, timeout, unsigned)
+        step -> step
+      end
+
+    case step do
+      {:queue, turn} ->
+        again = &start(instance, function, args, &1, scheduler, unsigned)
+        await_turn(instance, turn, timeout, again)
 
       step ->
         step
@@ -111,17 +145,18 @@ defmodule Beamr.Instance do
   end
 
   # The instance is busy with another process's call: wait until it calls this process up.
-  defp await_turn({:queue, turn}, instance, function, args, timeout, unsigned) do
+  defp await_turn(instance, turn, timeout, again) do
     started = System.monotonic_time(:millisecond)
 
     receive do
       {:beamr_turn, ^turn} ->
         waited = System.monotonic_time(:millisecond) - started
-        start(instance, function, args, remaining(timeout, waited), unsigned)
+        again.(remaining(timeout, waited))
     after
       receive_timeout(timeout) ->
         Native.instance_leave(instance.ref)
 
+        # The turn may have come at the last moment; it has been passed on.
         receive do
           {:beamr_turn, ^turn} -> :ok
         after
@@ -132,35 +167,36 @@ defmodule Beamr.Instance do
     end
   end
 
-  defp await_turn(step, _instance, _function, _args, _timeout, _unsigned), do: step
-
   defp remaining(-1, _waited), do: -1
   defp remaining(timeout, waited), do: max(timeout - waited, 0)
 
   defp receive_timeout(-1), do: :infinity
-  # The longest time that `receive` takes; a call is given up after 49 days at the latest.
-  defp receive_timeout(timeout), do: min(timeout, 0xFFFFFFFF)
+  defp receive_timeout(timeout), do: timeout
 
   # Runs a call step by step to its end. Everything that can run guest code ends up here.
-  defp drive({:ok, _results} = ok, _instance), do: ok
-  defp drive({:error, _reason} = error, _instance), do: error
+  defp drive({:ok, _results} = ok, _instance, _scheduler), do: ok
+  defp drive({:error, _reason} = error, _instance, _scheduler), do: error
 
-  defp drive(:yield, instance) do
-    instance.ref |> Native.call_resume_dirty(:continue, nil) |> drive(instance)
+  defp drive(:yield, instance, :normal) do
+    instance.ref |> resume(:continue, nil, :normal) |> drive(instance, :normal)
   end
 
-  defp drive({:import, index, args}, instance) do
+  defp drive(:yield, instance, scheduler) do
+    instance.ref |> resume(:continue, nil, :dirty) |> drive(instance, scheduler)
+  end
+
+  defp drive({:import, index, args}, instance, scheduler) do
     {module, name, function} = elem(instance.imports, index)
 
     case run_import(function, [instance | args]) do
       {:return, value} ->
-        case resume(instance.ref, :return, value) do
+        case resume(instance.ref, :return, value, scheduler) do
           {:error, :import_result} -> {:error, bad_result(instance, index, value)}
-          step -> drive(step, instance)
+          step -> drive(step, instance, scheduler)
         end
 
       {:raise, kind, reason, stacktrace} ->
-        case resume(instance.ref, :raise, nil) do
+        case resume(instance.ref, :raise, nil, scheduler) do
           {:error, :raised} ->
             {:error,
              %ImportError{
@@ -172,7 +208,7 @@ defmodule Beamr.Instance do
              }}
 
           step ->
-            drive(step, instance)
+            drive(step, instance, scheduler)
         end
     end
   end
@@ -183,7 +219,9 @@ defmodule Beamr.Instance do
     kind, reason -> {:raise, kind, reason, __STACKTRACE__}
   end
 
-  defp resume(ref, answer, value) do
+  defp resume(ref, answer, value, :dirty), do: Native.call_resume_dirty(ref, answer, value)
+
+  defp resume(ref, answer, value, _scheduler) do
     case Native.call_resume(ref, answer, value) do
       :dirty -> Native.call_resume_dirty(ref, answer, value)
       step -> step
@@ -202,6 +240,184 @@ defmodule Beamr.Instance do
       wanted: results,
       given: value
     }
+  end
+
+  @doc """
+  The fuel that is left. Only modules compiled with `fuel: true` use any; an instance that was
+  given none at its start has as good as endless fuel.
+
+      iex> module = Beamr.compile!("(module)", fuel: true)
+      iex> Beamr.Instance.fuel(Beamr.instantiate!(module, fuel: 1_000))
+      {:ok, 1000}
+  """
+  @spec fuel(Beamr.guest()) :: {:ok, non_neg_integer()} | {:error, ExportError.t()}
+  def fuel(guest), do: perform(guest, :fuel, {:fuel, nil}, nil, nil, nil)
+
+  @doc "As `fuel/1`, but raises the error."
+  @spec fuel!(Beamr.guest()) :: non_neg_integer()
+  def fuel!(guest), do: guest |> fuel() |> Error.unwrap!()
+
+  @doc """
+  Adds fuel, and answers what there is then (2^64 - 1 at most).
+
+      iex> module = Beamr.compile!(~s|(module (func (export "loop") (loop (br 0))))|, fuel: true)
+      iex> wasm = Beamr.instantiate!(module, fuel: 1_000)
+      iex> {:error, trap} = Beamr.call(wasm, "loop", [])
+      iex> trap.reason
+      :out_of_fuel
+      iex> Beamr.Instance.add_fuel(wasm, 500)
+      {:ok, 500}
+  """
+  @spec add_fuel(Beamr.guest(), non_neg_integer()) ::
+          {:ok, non_neg_integer()} | {:error, ExportError.t()}
+  def add_fuel(guest, amount) when is_integer(amount) and amount >= 0 do
+    perform(guest, :add_fuel, {:fuel, nil}, amount, nil, amount)
+  end
+
+  @doc "As `add_fuel/2`, but raises the error."
+  @spec add_fuel!(Beamr.guest(), non_neg_integer()) :: non_neg_integer()
+  def add_fuel!(guest, amount), do: guest |> add_fuel(amount) |> Error.unwrap!()
+
+  @doc """
+  The value of an exported global.
+
+      iex> wasm = Beamr.instantiate!(~s|(module (global (export "answer") i32 (i32.const 42)))|)
+      iex> Beamr.Instance.get_global(wasm, "answer")
+      {:ok, 42}
+  """
+  @spec get_global(Beamr.guest(), String.t()) :: {:ok, Beamr.value()} | {:error, ExportError.t()}
+  def get_global(guest, name) when is_binary(name) do
+    perform(guest, :global_get, {:global, name}, nil, nil, nil)
+  end
+
+  @doc "As `get_global/2`, but raises the error."
+  @spec get_global!(Beamr.guest(), String.t()) :: Beamr.value()
+  def get_global!(guest, name), do: guest |> get_global(name) |> Error.unwrap!()
+
+  @doc """
+  Sets an exported mutable global.
+
+      iex> wasm = Beamr.instantiate!(~s|(module (global (export "level") (mut f64) (f64.const 0)))|)
+      iex> Beamr.Instance.set_global(wasm, "level", 0.5)
+      :ok
+      iex> Beamr.Instance.get_global(wasm, "level")
+      {:ok, 0.5}
+  """
+  @spec set_global(Beamr.guest(), String.t(), Beamr.value()) :: :ok | {:error, ExportError.t()}
+  def set_global(guest, name, value) when is_binary(name) do
+    perform(guest, :global_set, {:global, name}, nil, value, value)
+  end
+
+  @doc "As `set_global/3`, but raises the error."
+  @spec set_global!(Beamr.guest(), String.t(), Beamr.value()) :: :ok
+  def set_global!(guest, name, value), do: guest |> set_global(name, value) |> Error.unwrap!()
+
+  @doc """
+  The number of elements in an exported table.
+
+      iex> wasm = Beamr.instantiate!(~s|(module (table (export "t") 3 funcref))|)
+      iex> Beamr.Instance.table_size(wasm, "t")
+      {:ok, 3}
+  """
+  @spec table_size(Beamr.guest(), String.t()) ::
+          {:ok, non_neg_integer()} | {:error, ExportError.t()}
+  def table_size(guest, name) when is_binary(name) do
+    perform(guest, :table_size, {:table, name}, nil, nil, nil)
+  end
+
+  @doc "As `table_size/2`, but raises the error."
+  @spec table_size!(Beamr.guest(), String.t()) :: non_neg_integer()
+  def table_size!(guest, name), do: guest |> table_size(name) |> Error.unwrap!()
+
+  @doc """
+  An element of an exported table. Functions can be called by what this answers.
+
+      iex> wasm = Beamr.instantiate!(~s|(module (table (export "t") funcref (elem $seven))
+      ...>   (func $seven (result i32) (i32.const 7)))|)
+      iex> {:ok, seven} = Beamr.Instance.table_get(wasm, "t", 0)
+      iex> Beamr.call(wasm, seven, [])
+      {:ok, [7]}
+  """
+  @spec table_get(Beamr.guest(), String.t(), non_neg_integer()) ::
+          {:ok, Beamr.value()} | {:error, ExportError.t()}
+  def table_get(guest, name, index) when is_binary(name) and is_integer(index) and index >= 0 do
+    perform(guest, :table_get, {:table, name}, index, nil, index)
+  end
+
+  @doc "As `table_get/3`, but raises the error."
+  @spec table_get!(Beamr.guest(), String.t(), non_neg_integer()) :: Beamr.value()
+  def table_get!(guest, name, index), do: guest |> table_get(name, index) |> Error.unwrap!()
+
+  @doc "Sets an element of an exported table: a function of the same instance, any term, or nil."
+  @spec table_set(Beamr.guest(), String.t(), non_neg_integer(), Beamr.value()) ::
+          :ok | {:error, ExportError.t()}
+  def table_set(guest, name, index, value)
+      when is_binary(name) and is_integer(index) and index >= 0 do
+    case perform(guest, :table_set, {:table, name}, index, value, value) do
+      {:error, %{reason: :out_of_bounds} = error} -> {:error, %{error | given: index}}
+      result -> result
+    end
+  end
+
+  @doc "As `table_set/4`, but raises the error."
+  @spec table_set!(Beamr.guest(), String.t(), non_neg_integer(), Beamr.value()) :: :ok
+  def table_set!(guest, name, index, value) do
+    guest |> table_set(name, index, value) |> Error.unwrap!()
+  end
+
+  @doc """
+  Grows an exported table by `delta` elements set to `value`; answers its size before. A growth
+  that is refused changes nothing.
+
+      iex> wasm = Beamr.instantiate!(~s|(module (table (export "t") 1 2 externref))|)
+      iex> Beamr.Instance.table_grow(wasm, "t", 1, :new)
+      {:ok, 1}
+      iex> Beamr.Instance.table_get(wasm, "t", 1)
+      {:ok, :new}
+      iex> {:error, error} = Beamr.Instance.table_grow(wasm, "t", 1, :new)
+      iex> error.reason
+      :cannot_grow
+  """
+  @spec table_grow(Beamr.guest(), String.t(), non_neg_integer(), Beamr.value()) ::
+          {:ok, non_neg_integer()} | {:error, ExportError.t()}
+  def table_grow(guest, name, delta, value)
+      when is_binary(name) and is_integer(delta) and delta >= 0 do
+    case perform(guest, :table_grow, {:table, name}, delta, value, value) do
+      {:error, %{reason: :cannot_grow} = error} -> {:error, %{error | given: delta}}
+      result -> result
+    end
+  end
+
+  @doc "As `table_grow/4`, but raises the error."
+  @spec table_grow!(Beamr.guest(), String.t(), non_neg_integer(), Beamr.value()) ::
+          non_neg_integer()
+  def table_grow!(guest, name, delta, value) do
+    guest |> table_grow(name, delta, value) |> Error.unwrap!()
+  end
+
+  # Does what needs the store and runs no guest code: at once when the instance is idle or inside
+  # an import, else when its turn has come.
+  defp perform(%__MODULE__{} = guest, verb, {_kind, name} = export, index, value, given) do
+    case attempt(guest, verb, name || "", index, value, @timeout) do
+      {:error, reason} -> {:error, Error.export(reason, export, given)}
+      result -> result
+    end
+  end
+
+  defp attempt(%{ref: ref} = guest, verb, name, index, value, timeout) do
+    result =
+      case Native.export_perform(ref, verb, name, index, value) do
+        :dirty -> Native.export_perform_dirty(ref, verb, name, index, value)
+        result -> result
+      end
+
+    case result do
+      {:queue, turn} ->
+        await_turn(guest, turn, timeout, &attempt(guest, verb, name, index, value, &1))
+
+      result ->
+        result
+    end
   end
 
   defimpl Inspect do

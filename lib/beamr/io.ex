@@ -9,7 +9,8 @@ defmodule Beamr.IO do
   never in the middle of one.
 
   Reads and writes act on the memory that the module exports as `"memory"`, or else on the
-  first that it exports. A module that exports none has a memory of 0 bytes.
+  first that it exports; `memory: name` chooses another. A module that exports none has a memory
+  of 0 bytes.
 
       iex> wasm = Beamr.instantiate!(~s|(module (memory (export "memory") 1))|)
       iex> Beamr.IO.size(wasm)
@@ -25,6 +26,9 @@ defmodule Beamr.IO do
 
   alias Beamr.{CallError, Error, Instance, MemoryError, Native}
 
+  @typedoc "`memory:` names an exported memory."
+  @type option :: {:memory, String.t() | nil}
+
   @chunk 4096
   @timeout 5_000
 
@@ -34,17 +38,22 @@ defmodule Beamr.IO do
       iex> Beamr.IO.size(Beamr.instantiate!("(module)"))
       {:ok, 0}
   """
-  @spec size(Beamr.guest()) :: {:ok, non_neg_integer()} | {:error, MemoryError.t()}
-  def size(%Instance{ref: ref}) do
-    case Native.memory_size(ref) do
-      :dirty -> ref |> Native.memory_size_dirty() |> answer(nil, nil)
-      result -> answer(result, nil, nil)
+  @spec size(Beamr.guest(), [option()]) :: {:ok, non_neg_integer()} | {:error, MemoryError.t()}
+  def size(guest, opts \\ [])
+
+  def size(%Instance{ref: ref}, opts) do
+    memory = memory(opts)
+
+    case Native.memory_size(ref, memory) do
+      {:ok, _size} = ok -> ok
+      :dirty -> ref |> Native.memory_size_dirty(memory) |> answer(memory, nil, nil)
+      error -> answer(error, memory, nil, nil)
     end
   end
 
-  @doc "As `size/1`, but raises the error."
-  @spec size!(Beamr.guest()) :: non_neg_integer()
-  def size!(guest), do: guest |> size() |> Error.unwrap!()
+  @doc "As `size/2`, but raises the error."
+  @spec size!(Beamr.guest(), [option()]) :: non_neg_integer()
+  def size!(guest, opts \\ []), do: guest |> size(opts) |> Error.unwrap!()
 
   @doc """
   Reads `length` bytes at `offset`. A length of 0 is `{:ok, ""}` up to the very end of memory.
@@ -55,19 +64,31 @@ defmodule Beamr.IO do
       iex> Beamr.IO.read(wasm, 65536, 0)
       {:ok, ""}
   """
-  @spec read(Beamr.guest(), non_neg_integer(), non_neg_integer()) ::
+  @spec read(Beamr.guest(), non_neg_integer(), non_neg_integer(), [option()]) ::
           {:ok, binary()} | {:error, MemoryError.t()}
-  def read(%Instance{ref: ref}, offset, length)
+  def read(guest, offset, length, opts \\ [])
+
+  def read(%Instance{ref: ref}, offset, length, opts)
       when is_integer(offset) and offset >= 0 and is_integer(length) and length >= 0 do
-    case Native.memory_read(ref, offset, length) do
-      :dirty -> ref |> Native.memory_read_dirty(offset, length) |> answer(offset, length)
-      result -> answer(result, offset, length)
+    memory = memory(opts)
+
+    case Native.memory_read(ref, memory, offset, length) do
+      {:ok, _bytes} = ok ->
+        ok
+
+      :dirty ->
+        ref |> Native.memory_read_dirty(memory, offset, length) |> answer(memory, offset, length)
+
+      error ->
+        answer(error, memory, offset, length)
     end
   end
 
-  @doc "As `read/3`, but raises the error."
-  @spec read!(Beamr.guest(), non_neg_integer(), non_neg_integer()) :: binary()
-  def read!(guest, offset, length), do: guest |> read(offset, length) |> Error.unwrap!()
+  @doc "As `read/4`, but raises the error."
+  @spec read!(Beamr.guest(), non_neg_integer(), non_neg_integer(), [option()]) :: binary()
+  def read!(guest, offset, length, opts \\ []) do
+    guest |> read(offset, length, opts) |> Error.unwrap!()
+  end
 
   @doc """
   Writes iodata at `offset`, all of it or nothing. Iodata is not flattened first.
@@ -80,29 +101,40 @@ defmodule Beamr.IO do
 
   Raises `ArgumentError` for a list that is no iodata.
   """
-  @spec write(Beamr.guest(), iodata(), non_neg_integer()) :: :ok | {:error, MemoryError.t()}
-  def write(%Instance{ref: ref}, data, offset)
+  @spec write(Beamr.guest(), iodata(), non_neg_integer(), [option()]) ::
+          :ok | {:error, MemoryError.t()}
+  def write(guest, data, offset, opts \\ [])
+
+  def write(%Instance{ref: ref}, data, offset, opts)
       when (is_binary(data) or is_list(data)) and is_integer(offset) and offset >= 0 do
-    write(ref, data, offset, false)
+    store(ref, memory(opts), data, offset, false)
   end
 
-  defp write(ref, data, offset, terminated) do
+  defp store(ref, memory, data, offset, terminated) do
     result =
-      case Native.memory_write(ref, offset, data, terminated) do
-        :dirty -> Native.memory_write_dirty(ref, offset, data, terminated)
+      case Native.memory_write(ref, memory, offset, data, terminated) do
+        :dirty -> Native.memory_write_dirty(ref, memory, offset, data, terminated)
         result -> result
       end
 
     case result do
-      :ok -> :ok
-      :badarg -> raise ArgumentError, "not iodata: #{inspect(data)}"
-      {:error, reason} -> {:error, Error.memory(reason, offset, :erlang.iolist_size(data))}
+      :ok ->
+        :ok
+
+      :badarg ->
+        raise ArgumentError, "not iodata: #{inspect(data)}"
+
+      error ->
+        length = :erlang.iolist_size(data) + if(terminated, do: 1, else: 0)
+        answer(error, memory, offset, length)
     end
   end
 
-  @doc "As `write/3`, but raises the error."
-  @spec write!(Beamr.guest(), iodata(), non_neg_integer()) :: :ok
-  def write!(guest, data, offset), do: guest |> write(data, offset) |> Error.unwrap!()
+  @doc "As `write/4`, but raises the error."
+  @spec write!(Beamr.guest(), iodata(), non_neg_integer(), [option()]) :: :ok
+  def write!(guest, data, offset, opts \\ []) do
+    guest |> write(data, offset, opts) |> Error.unwrap!()
+  end
 
   @doc """
   Reads the bytes at `offset` up to the first NUL, which is left out.
@@ -115,22 +147,30 @@ defmodule Beamr.IO do
       iex> Beamr.IO.read_string(wasm, 8)
       {:ok, "wasm"}
   """
-  @spec read_string(Beamr.guest(), non_neg_integer(), pos_integer()) ::
+  @spec read_string(Beamr.guest(), non_neg_integer(), pos_integer(), [option()]) ::
           {:ok, binary()} | {:error, MemoryError.t()}
-  def read_string(guest, offset, chunk \\ @chunk)
+  def read_string(guest, offset, chunk \\ @chunk, opts \\ [])
 
-  def read_string(%Instance{ref: ref}, offset, chunk)
+  def read_string(%Instance{ref: ref}, offset, chunk, opts)
       when is_integer(offset) and offset >= 0 and is_integer(chunk) and chunk > 0 do
-    case Native.memory_read_string(ref, offset, chunk) do
-      :dirty -> ref |> Native.memory_read_string_dirty(offset, chunk) |> answer(offset, 1)
-      result -> answer(result, offset, 1)
+    memory = memory(opts)
+
+    case Native.memory_read_string(ref, memory, offset, chunk) do
+      {:ok, _bytes} = ok ->
+        ok
+
+      :dirty ->
+        ref |> Native.memory_read_string_dirty(memory, offset, chunk) |> answer(memory, offset, 1)
+
+      error ->
+        answer(error, memory, offset, 1)
     end
   end
 
-  @doc "As `read_string/3`, but raises the error."
-  @spec read_string!(Beamr.guest(), non_neg_integer(), pos_integer()) :: binary()
-  def read_string!(guest, offset, chunk \\ @chunk) do
-    guest |> read_string(offset, chunk) |> Error.unwrap!()
+  @doc "As `read_string/4`, but raises the error."
+  @spec read_string!(Beamr.guest(), non_neg_integer(), pos_integer(), [option()]) :: binary()
+  def read_string!(guest, offset, chunk \\ @chunk, opts \\ []) do
+    guest |> read_string(offset, chunk, opts) |> Error.unwrap!()
   end
 
   @doc """
@@ -144,7 +184,7 @@ defmodule Beamr.IO do
   def write_string(%Instance{ref: ref} = guest, string)
       when is_binary(string) or is_list(string) do
     with {:ok, pointer} <- malloc(guest, :erlang.iolist_size(string) + 1),
-         :ok <- write(ref, string, pointer, true) do
+         :ok <- store(ref, nil, string, pointer, true) do
       {:ok, pointer}
     end
   end
@@ -162,7 +202,7 @@ defmodule Beamr.IO do
   """
   @spec malloc(Beamr.guest(), non_neg_integer()) :: {:ok, pos_integer()} | {:error, Exception.t()}
   def malloc(%Instance{} = guest, length) when is_integer(length) and length >= 0 do
-    case Instance.call(guest, "malloc", [length], @timeout, true) do
+    case Instance.call(guest, "malloc", [length], @timeout, :auto, true) do
       {:ok, [0]} ->
         {:error, %MemoryError{reason: :malloc_failed, length: length}}
 
@@ -184,15 +224,26 @@ defmodule Beamr.IO do
   @doc "Calls the guest's own `free` with the pointer."
   @spec free(Beamr.guest(), non_neg_integer()) :: :ok | {:error, Exception.t()}
   def free(%Instance{} = guest, pointer) when is_integer(pointer) and pointer >= 0 do
-    with {:ok, _results} <- Instance.call(guest, "free", [pointer], @timeout, true), do: :ok
+    with {:ok, _results} <- Instance.call(guest, "free", [pointer], @timeout, :auto, true),
+         do: :ok
   end
 
   @doc "As `free/2`, but raises the error."
   @spec free!(Beamr.guest(), non_neg_integer()) :: :ok
   def free!(guest, pointer), do: guest |> free(pointer) |> Error.unwrap!()
 
-  defp answer({:ok, _value} = ok, _offset, _length), do: ok
+  defp memory([]), do: nil
 
-  defp answer({:error, reason}, offset, length),
-    do: {:error, Error.memory(reason, offset, length)}
+  defp memory(opts) do
+    case Keyword.validate!(opts, memory: nil)[:memory] do
+      name when is_binary(name) or is_nil(name) -> name
+      other -> raise ArgumentError, ":memory must be a string, given: #{inspect(other)}"
+    end
+  end
+
+  defp answer({:ok, _value} = ok, _memory, _offset, _length), do: ok
+
+  defp answer({:error, reason}, memory, offset, length) do
+    {:error, %{Error.memory(reason, offset, length) | memory: memory}}
+  end
 end

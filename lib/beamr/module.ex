@@ -13,14 +13,15 @@ defmodule Beamr.Module do
 
   alias Beamr.Native
 
-  @enforce_keys [:ref, :imports, :name]
-  defstruct [:ref, :imports, :name]
+  @enforce_keys [:ref, :imports, :name, :metered]
+  defstruct [:ref, :imports, :name, :metered]
 
   @typedoc "A compiled module. Its fields are private."
   @opaque t :: %__MODULE__{
             ref: reference(),
             imports: [{String.t(), String.t(), extern_type()}],
-            name: String.t() | nil
+            name: String.t() | nil,
+            metered: boolean()
           }
 
   @typedoc """
@@ -58,10 +59,24 @@ defmodule Beamr.Module do
           | {:tag, %{params: [value_type()]}}
 
   @doc false
-  @spec from_native(reference()) :: t()
-  def from_native(ref) do
-    %__MODULE__{ref: ref, imports: Native.module_imports(ref), name: Native.module_name(ref)}
+  @spec from_native(reference(), boolean()) :: t()
+  def from_native(ref, metered) do
+    %__MODULE__{
+      ref: ref,
+      imports: Native.module_imports(ref),
+      name: Native.module_name(ref),
+      metered: metered
+    }
   end
+
+  @doc """
+  Whether the module was compiled with `fuel: true`, so that its instances use fuel.
+
+      iex> Beamr.Module.metered?(Beamr.compile!("(module)"))
+      false
+  """
+  @spec metered?(t()) :: boolean()
+  def metered?(%__MODULE__{metered: metered}), do: metered
 
   @doc """
   What the module imports, in its own order: `{module, name, type}`.

@@ -45,8 +45,16 @@ defmodule Beamr.Native do
   @spec module_name(module_ref()) :: String.t() | nil
   def module_name(_module), do: unloaded()
 
-  @spec instance_start(module_ref(), integer(), pos_integer()) :: {instance_ref(), step()}
-  def instance_start(_module, _timeout, _max_depth), do: unloaded()
+  @spec instance_start(
+          module_ref(),
+          timeout :: integer(),
+          max_depth :: pos_integer(),
+          max_memory :: non_neg_integer() | nil,
+          max_table_elements :: non_neg_integer() | nil,
+          fuel :: non_neg_integer() | nil
+        ) :: {instance_ref(), step()}
+  def instance_start(_module, _timeout, _max_depth, _max_memory, _max_table_elements, _fuel),
+    do: unloaded()
 
   @spec instance_close(instance_ref()) :: :ok | :dirty
   def instance_close(_instance), do: unloaded()
@@ -73,35 +81,51 @@ defmodule Beamr.Native do
   @spec call_resume_dirty(instance_ref(), :continue | :return | :raise, term()) :: step()
   def call_resume_dirty(_instance, _answer, _value), do: unloaded()
 
-  @spec memory_size(instance_ref()) :: {:ok, non_neg_integer()} | {:error, reason()} | :dirty
-  def memory_size(_instance), do: unloaded()
+  @spec export_perform(instance_ref(), atom(), String.t(), non_neg_integer() | nil, term()) ::
+          :ok | {:ok, term()} | {:error, reason()} | {:queue, reference()} | :dirty
+  def export_perform(_instance, _verb, _name, _index, _value), do: unloaded()
 
-  @spec memory_size_dirty(instance_ref()) :: {:ok, non_neg_integer()} | {:error, reason()}
-  def memory_size_dirty(_instance), do: unloaded()
+  @spec export_perform_dirty(instance_ref(), atom(), String.t(), non_neg_integer() | nil, term()) ::
+          :ok | {:ok, term()} | {:error, reason()} | {:queue, reference()}
+  def export_perform_dirty(_instance, _verb, _name, _index, _value), do: unloaded()
 
-  @spec memory_read(instance_ref(), non_neg_integer(), non_neg_integer()) ::
+  @typep memory_name :: String.t() | nil
+
+  @spec memory_size(instance_ref(), memory_name()) ::
+          {:ok, non_neg_integer()} | {:error, reason()} | :dirty
+  def memory_size(_instance, _memory), do: unloaded()
+
+  @spec memory_size_dirty(instance_ref(), memory_name()) ::
+          {:ok, non_neg_integer()} | {:error, reason()}
+  def memory_size_dirty(_instance, _memory), do: unloaded()
+
+  @spec memory_read(instance_ref(), memory_name(), non_neg_integer(), non_neg_integer()) ::
           {:ok, binary()} | {:error, reason()} | :dirty
-  def memory_read(_instance, _offset, _length), do: unloaded()
+  def memory_read(_instance, _memory, _offset, _length), do: unloaded()
 
-  @spec memory_read_dirty(instance_ref(), non_neg_integer(), non_neg_integer()) ::
+  @spec memory_read_dirty(instance_ref(), memory_name(), non_neg_integer(), non_neg_integer()) ::
           {:ok, binary()} | {:error, reason()}
-  def memory_read_dirty(_instance, _offset, _length), do: unloaded()
+  def memory_read_dirty(_instance, _memory, _offset, _length), do: unloaded()
 
-  @spec memory_read_string(instance_ref(), non_neg_integer(), pos_integer()) ::
+  @spec memory_read_string(instance_ref(), memory_name(), non_neg_integer(), pos_integer()) ::
           {:ok, binary()} | {:error, reason()} | :dirty
-  def memory_read_string(_instance, _offset, _chunk), do: unloaded()
+  def memory_read_string(_instance, _memory, _offset, _chunk), do: unloaded()
 
-  @spec memory_read_string_dirty(instance_ref(), non_neg_integer(), pos_integer()) ::
-          {:ok, binary()} | {:error, reason()}
-  def memory_read_string_dirty(_instance, _offset, _chunk), do: unloaded()
+  @spec memory_read_string_dirty(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          pos_integer()
+        ) :: {:ok, binary()} | {:error, reason()}
+  def memory_read_string_dirty(_instance, _memory, _offset, _chunk), do: unloaded()
 
-  @spec memory_write(instance_ref(), non_neg_integer(), iodata(), boolean()) ::
+  @spec memory_write(instance_ref(), memory_name(), non_neg_integer(), iodata(), boolean()) ::
           :ok | {:error, reason()} | :badarg | :dirty
-  def memory_write(_instance, _offset, _data, _terminated), do: unloaded()
+  def memory_write(_instance, _memory, _offset, _data, _terminated), do: unloaded()
 
-  @spec memory_write_dirty(instance_ref(), non_neg_integer(), iodata(), boolean()) ::
+  @spec memory_write_dirty(instance_ref(), memory_name(), non_neg_integer(), iodata(), boolean()) ::
           :ok | {:error, reason()} | :badarg
-  def memory_write_dirty(_instance, _offset, _data, _terminated), do: unloaded()
+  def memory_write_dirty(_instance, _memory, _offset, _data, _terminated), do: unloaded()
 
   @spec bench_noop() :: :ok
   def bench_noop, do: unloaded()

@@ -8,7 +8,6 @@ rustler::atoms! {
     true_ = "true",
     yield_ = "yield",
     import,
-    locked,
     dirty,
     queue,
     beamr_turn,
@@ -32,6 +31,12 @@ rustler::atoms! {
     function_type,
     funcref,
     depth,
+    unknown_export,
+    unknown_memory,
+    immutable,
+    mismatch,
+    cannot_grow,
+    not_metered,
     trap,
     limit,
     system,
@@ -106,10 +111,18 @@ rustler::atoms! {
     gc_heap_out_of_memory,
     other,
 
+    // operations on exports
+    add_fuel,
+    global_get,
+    global_set,
+    table_size,
+    table_get,
+    table_set,
+    table_grow,
+
     // options
     fuel,
     deterministic,
     max_memory,
     max_table_elements,
-    max_stack,
 }

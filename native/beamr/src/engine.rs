@@ -5,7 +5,8 @@
 //! ticker advances it. Invariant: while any slice runs, the ticker is awake or about to be.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -101,10 +102,18 @@ impl Drop for Slice {
     }
 }
 
+static TICKS: AtomicU64 = AtomicU64::new(0);
+
+/// How often the ticker has ticked. Coarse, but costs nothing to ask.
+pub fn ticks() -> u64 {
+    TICKS.load(Relaxed)
+}
+
 fn tick() {
     let mut idle = 0;
     loop {
         std::thread::sleep(TICK);
+        TICKS.fetch_add(1, Relaxed);
         bump();
         idle = if RUNNING.load(SeqCst) == 0 { idle + 1 } else { 0 };
         if idle > IDLE_TICKS {

@@ -46,21 +46,80 @@ impl Stop {
 pub enum Fault {
     Stop(Stop),
     UnknownFunction,
-    Arity { wanted: usize, given: usize },
-    Argument { position: usize, wanted: Atom, problem: Atom },
+    Arity {
+        wanted: usize,
+        given: usize,
+    },
+    Argument {
+        position: usize,
+        wanted: Atom,
+        problem: Atom,
+    },
     ForeignFunction,
     Depth(usize),
-    OutOfBounds { size: usize },
-    Unterminated { size: usize },
+    OutOfBounds {
+        size: usize,
+    },
+    Unterminated {
+        size: usize,
+    },
+    UnknownExport,
+    Immutable,
+    Mismatch {
+        wanted: Atom,
+    },
+    IndexOutOfBounds {
+        size: u64,
+    },
+    CannotGrow {
+        size: u64,
+    },
+    NotMetered,
+    /// A limit of the instance's own that instantiation would go over.
+    Limit(Limit),
     Panicked,
     Wasm(wasmtime::Error),
 }
 
+/// What an instance wanted of a limited resource, and what it may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    pub kind: LimitKind,
+    pub allowed: usize,
+    pub wanted: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum LimitKind {
+    Memory,
+    TableElements,
+}
+
+impl Limit {
+    fn atom(&self) -> Atom {
+        match self.kind {
+            LimitKind::Memory => atoms::max_memory(),
+            LimitKind::TableElements => atoms::max_table_elements(),
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:?}: {} is allowed, {} was wanted", self.kind, self.allowed, self.wanted)
+    }
+}
+
+impl std::error::Error for Limit {}
+
 impl From<wasmtime::Error> for Fault {
     fn from(error: wasmtime::Error) -> Self {
-        match error.downcast_ref::<Stop>() {
-            Some(stop) => Fault::Stop(*stop),
-            None => Fault::Wasm(error),
+        if let Some(stop) = error.downcast_ref::<Stop>() {
+            Fault::Stop(*stop)
+        } else if let Some(limit) = error.downcast_ref::<Limit>() {
+            Fault::Limit(*limit)
+        } else {
+            Fault::Wasm(error)
         }
     }
 }
@@ -82,6 +141,15 @@ fn reason<'a>(env: Env<'a>, fault: &Fault) -> Term<'a> {
         Fault::Depth(limit) => (atoms::depth(), limit).encode(env),
         Fault::OutOfBounds { size } => (atoms::out_of_bounds(), size).encode(env),
         Fault::Unterminated { size } => (atoms::unterminated(), size).encode(env),
+        Fault::UnknownExport => atoms::unknown_export().encode(env),
+        Fault::Immutable => atoms::immutable().encode(env),
+        Fault::Mismatch { wanted } => (atoms::mismatch(), wanted).encode(env),
+        Fault::IndexOutOfBounds { size } => (atoms::out_of_bounds(), size).encode(env),
+        Fault::CannotGrow { size } => (atoms::cannot_grow(), size).encode(env),
+        Fault::NotMetered => atoms::not_metered().encode(env),
+        Fault::Limit(limit) => {
+            (atoms::limit(), limit.atom(), limit.allowed, limit.wanted).encode(env)
+        }
         Fault::Panicked => atoms::panicked().encode(env),
         Fault::Wasm(error) => wasm_reason(env, error),
     }

@@ -8,9 +8,12 @@ use std::future::Future;
 
 use wasmtime::{Caller, Extern, ExternType, Func, Store, Val};
 
-use crate::call::{self, Asked, Errand, Host};
+use crate::call;
 use crate::error::Stop;
+use crate::exchange::{Asked, Errand};
+use crate::export;
 use crate::module::Compiled;
+use crate::store::{self, Host};
 use crate::value;
 
 type Hosted<'a> = Box<dyn Future<Output = wasmtime::Result<()>> + Send + 'a>;
@@ -36,7 +39,7 @@ async fn run(
     let owner = caller.data().id;
     let args = params.iter().map(|val| value::from_val(&mut caller, val, owner)).collect();
     find_memories(&mut caller);
-    call::capture(&mut caller);
+    store::capture(&mut caller);
     exchange.post(Asked::Import { index, args });
     loop {
         match exchange.errand().await {
@@ -49,17 +52,22 @@ async fn run(
                 for ((slot, value), ty) in results.iter_mut().zip(&values).zip(types) {
                     *slot = value::to_val(&mut caller, value, ty)?;
                 }
-                call::new_slice(&mut caller);
+                store::new_slice(&mut caller);
                 return Ok(());
             }
             Errand::Stop(stop) => return Err(stop.into()),
             Errand::Call { target, args } => {
-                let outcome = match target.find_from(&mut caller) {
+                let outcome = match target.find(&mut caller) {
                     Some(func) => call::run(&mut caller, func, target.signature(), args).await,
                     None => Err(wasmtime::Error::from(Stop::Closed)),
                 };
-                call::capture(&mut caller);
-                exchange.post(Asked::Nothing { outcome });
+                store::capture(&mut caller);
+                exchange.post(Asked::Called(outcome));
+            }
+            Errand::Perform(operation) => {
+                let performed = export::perform(&mut caller, operation);
+                store::capture(&mut caller);
+                exchange.post(Asked::Performed(performed));
             }
         }
     }

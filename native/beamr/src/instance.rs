@@ -15,24 +15,33 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant as Clock};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustler::{
     Atom, Binary, Encoder, Env, LocalPid, Monitor, NifResult, Resource, ResourceArc, Term,
 };
-use wasmtime::{Store, StoreLimitsBuilder};
+use wasmtime::{Store, ThrownException, Trap};
 
-use crate::call::{self, Asked, Errand, Exchange, Host, Outcome, Target};
+use crate::call::{self, Outcome, Target};
 use crate::engine::{self, Slice};
 use crate::error::{self, Fault, Stop};
+use crate::exchange::{self, Asked, Errand, Exchange};
+use crate::export::{self, Operation, Product, Reach};
 use crate::memory::{self, View};
 use crate::module::{Compiled, ModuleResource};
+use crate::store::{self, Host, Limits};
 use crate::value::{self, FuncResource, HeldTerm, Value};
 use crate::{atoms, import};
 
 /// How long a normal scheduler may wait for the lock.
 const BRIEF: Duration = Duration::from_micros(20);
+
+/// Each level of nesting adds a microsecond or two to every poll.
+const DEEP: usize = 100;
+
+/// A process's timeslice is about a millisecond.
+const TIMESLICE_PERCENT_PER_TICK: u64 = engine::TICK.as_micros() as u64 / 10;
 
 /// Stores with more memory than this are freed on a thread of their own.
 const HEAVY: usize = 4 * 1024 * 1024;
@@ -75,7 +84,8 @@ enum Holder {
 struct Flight {
     future: Pin<Box<dyn Future<Output = (Store<Host>, Outcome)> + Send>>,
     caller: LocalPid,
-    /// Set once the call has outlived its first slice.
+    /// Set once the call has outlived a slice, or another process waits for it to end. Until
+    /// then nobody is kept waiting by a caller that has died.
     monitor: Option<Monitor>,
 }
 
@@ -131,15 +141,19 @@ fn free(holder: Holder) {
 }
 
 impl State {
-    /// The memory with this index, unless the guest is running or gone.
-    pub fn with_memory<R>(&mut self, f: impl FnOnce(Result<&mut [u8], Fault>) -> R) -> R {
+    /// The memory at this place in [`Compiled::memories`], unless the guest is gone.
+    pub fn with_memory<R>(
+        &mut self,
+        index: usize,
+        f: impl FnOnce(Result<&mut [u8], Fault>) -> R,
+    ) -> R {
         match &mut self.holder {
-            Holder::Idle(store) => match store.data().memories.first().copied() {
+            Holder::Idle(store) => match store.data().memories.get(index).copied() {
                 Some(memory) => f(Ok(memory.data_mut(store))),
                 None => f(Ok(&mut [])),
             },
             Holder::Running(_) => self.exchange.with_views(|views: &mut [View]| {
-                memory::with_view(views.first_mut(), |bytes| f(Ok(bytes)))
+                memory::with_view(views.get_mut(index), |bytes| f(Ok(bytes)))
             }),
             Holder::Closed => f(Err(Fault::Stop(Stop::Closed))),
         }
@@ -163,6 +177,21 @@ impl InstanceResource {
             Wait::Briefly => self.state.try_lock().or_else(|| self.state.try_lock_for(BRIEF)),
             Wait::AsLongAsNeeded => Some(self.state.lock()),
         }
+    }
+
+    /// Whether calls are nested so deep that a poll, which goes through every level, takes too
+    /// long for a normal scheduler.
+    fn is_deep_for(&self, wait: Wait) -> bool {
+        wait == Wait::Briefly && self.exchange.depth() > DEEP
+    }
+
+    /// The place of a memory in [`Compiled::memories`], by its name, or nil for the default one.
+    pub fn memory_index(&self, name: Term) -> Option<usize> {
+        if atoms::nil() == name {
+            return Some(0);
+        }
+        let name = Binary::from_term(name).ok()?;
+        self.module.memories.iter().position(|(known, _)| known.as_bytes() == name.as_slice())
     }
 
     /// Lets go of the lock, after dealing with every death that was told meanwhile.
@@ -250,9 +279,9 @@ impl InstanceResource {
         };
         match self.poll(state) {
             Polled::Suspended => match self.exchange.take_asked() {
-                Some(Asked::Nothing { outcome }) => self.answer(env, outcome),
+                Some(Asked::Called(outcome)) => self.answer(env, outcome),
+                Some(Asked::Performed(performed)) => encode_product(env, performed),
                 Some(Asked::Import { index, args }) => {
-                    self.watch(env, this, state);
                     let args = value::encode_all(env, &args, false);
                     (atoms::import(), index, args).encode(env)
                 }
@@ -284,21 +313,58 @@ impl InstanceResource {
         }
     }
 
-    /// Makes sure that the death of the process whose call is suspended ends the call.
-    fn watch(&self, env: Env, this: Term, state: &mut State) {
-        let Holder::Running(flight) = &mut state.holder else { return };
+    /// Makes sure that the death of the process whose call is suspended ends the call; false
+    /// where it is dead already and the call has been ended.
+    fn watch(&self, env: Env, this: Term, state: &mut State) -> bool {
+        let Holder::Running(flight) = &mut state.holder else { return true };
         if flight.monitor.is_none() {
             flight.monitor = monitor(env, this, &flight.caller);
             if flight.monitor.is_none() {
                 let dead = flight.caller;
                 self.bury(env, state, dead);
+                return false;
             }
         }
+        true
     }
 
     fn unwatch(&self, env: Env, this: Term, monitor: Option<Monitor>) {
         if let (Some(monitor), Ok(this)) = (monitor, this.decode::<ResourceArc<Self>>()) {
             env.demonitor(&this, &monitor);
+        }
+    }
+
+    /// Finds out how the process may use the store: at once, by way of the import that it is
+    /// running, or when its turn comes.
+    fn admit<'a>(
+        &self,
+        env: Env<'a>,
+        this: Term<'a>,
+        nested: Nesting,
+        state: &mut State,
+    ) -> Admission<'a> {
+        let me = env.pid();
+        loop {
+            match &state.holder {
+                Holder::Closed => {
+                    return Admission::Refused(error::encode(env, &Fault::Stop(Stop::Closed)));
+                }
+                Holder::Idle(_) if state.turn.as_ref().is_none_or(|waiter| waiter.pid == me) => {
+                    return Admission::Idle(state.turn.take());
+                }
+                Holder::Running(flight)
+                    if self.exchange.awaiting().is_some()
+                        && (flight.caller == me || nested == Nesting::ByAnyone) =>
+                {
+                    return Admission::Nested;
+                }
+                Holder::Idle(_) => return Admission::Refused(self.queue_up(env, this, me, state)),
+                Holder::Running(_) => {
+                    if self.watch(env, this, state) {
+                        return Admission::Refused(self.queue_up(env, this, me, state));
+                    }
+                }
+            }
         }
     }
 
@@ -309,36 +375,59 @@ impl InstanceResource {
             Ok(prepared) => prepared,
             Err(fault) => return error::encode(env, &fault),
         };
-        let me = env.pid();
-        match &state.holder {
-            Holder::Closed => error::encode(env, &Fault::Stop(Stop::Closed)),
-            Holder::Running(flight)
-                if flight.caller == me && self.exchange.awaiting().is_some() =>
-            {
+        match self.admit(env, request.this, Nesting::ByCaller, state) {
+            Admission::Refused(step) => step,
+            Admission::Nested => {
                 if self.exchange.depth() >= self.max_depth {
                     return error::encode(env, &Fault::Depth(self.max_depth));
                 }
-                self.exchange.begin(call::deadline(request.timeout), request.unsigned);
+                self.exchange.begin(exchange::deadline(request.timeout), request.unsigned);
                 self.exchange.send(Errand::Call { target, args });
                 self.step(env, request.this, state)
             }
-            Holder::Idle(_) if state.turn.as_ref().is_none_or(|waiter| waiter.pid == me) => {
-                let monitor = state.turn.take().map(|waiter| waiter.monitor);
-                self.exchange.begin(call::deadline(request.timeout), request.unsigned);
+            Admission::Idle(turn) => {
+                self.exchange.begin(exchange::deadline(request.timeout), request.unsigned);
                 let Holder::Idle(store) = std::mem::replace(&mut state.holder, Holder::Closed)
                 else {
                     return error::encode(env, &Fault::Stop(Stop::Closed));
                 };
                 let future = Box::pin(top_call(store, target, args));
-                self.take_off(state, Flight { future, caller: me, monitor });
+                let monitor = turn.map(|waiter| waiter.monitor);
+                self.take_off(state, Flight { future, caller: env.pid(), monitor });
                 self.step(env, request.this, state)
             }
-            _ => self.queue_up(env, request.this, me, state),
+        }
+    }
+
+    /// Performs an operation on the store, or queues for it. While an import is suspended
+    /// anyone may, as anyone may use the memory then.
+    fn perform<'a>(
+        &self,
+        env: Env<'a>,
+        this: Term<'a>,
+        operation: Operation,
+        state: &mut State,
+    ) -> Term<'a> {
+        match self.admit(env, this, Nesting::ByAnyone, state) {
+            Admission::Refused(step) => step,
+            Admission::Nested => {
+                self.exchange.send(Errand::Perform(operation));
+                self.step(env, this, state)
+            }
+            Admission::Idle(turn) => {
+                let Holder::Idle(store) = &mut state.holder else {
+                    return error::encode(env, &Fault::Stop(Stop::Closed));
+                };
+                let performed = export::perform(store, operation);
+                self.unwatch(env, this, turn.map(|waiter| waiter.monitor));
+                state.pass_turn(env);
+                encode_product(env, performed)
+            }
         }
     }
 
     fn take_off(&self, state: &mut State, flight: Flight) {
-        self.exchange.set_slice(call::NORMAL_SLICE);
+        self.exchange.set_slice(store::NORMAL_SLICE);
         self.in_flight.store(true, Ordering::SeqCst);
         state.holder = Holder::Running(flight);
     }
@@ -460,6 +549,20 @@ impl InstanceResource {
     }
 }
 
+/// Who may use the store of a suspended import.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Nesting {
+    ByCaller,
+    ByAnyone,
+}
+
+enum Admission<'a> {
+    /// The store is idle; the turn that was waited for, if it was.
+    Idle(Option<Waiter>),
+    Nested,
+    Refused(Term<'a>),
+}
+
 enum Polled {
     Suspended,
     Finished(Outcome),
@@ -498,23 +601,38 @@ async fn top_instantiate(mut store: Store<Host>) -> (Store<Host>, Outcome) {
 }
 
 async fn instantiate(store: &mut Store<Host>) -> wasmtime::Result<()> {
-    call::new_slice(&mut *store);
+    store::new_slice(&mut *store);
     let module = store.data().module.clone();
-    let instance = match &module.pre {
-        Some(pre) => pre.instantiate_async(&mut *store).await?,
+    let instantiated = match &module.pre {
+        Some(pre) => pre.instantiate_async(&mut *store).await,
         None => {
             let imports = import::externs(store, &module)?;
-            wasmtime::Instance::new_async(&mut *store, &module.module, &imports).await?
+            wasmtime::Instance::new_async(&mut *store, &module.module, &imports).await
         }
     };
+    store.data_mut().instance = Some(instantiated.map_err(|error| limit_of(store, error))?);
     let exports = module.memories.iter();
-    let memories = exports
-        .filter_map(|(_, export)| instance.get_module_export(&mut *store, export)?.into_memory())
-        .collect();
-    let host = store.data_mut();
-    host.memories = memories;
-    host.instance = Some(instance);
+    let memories = exports.filter_map(|(_, export)| store.export(export)?.into_memory()).collect();
+    store.data_mut().memories = memories;
     Ok(())
+}
+
+/// What the instance is made of may go over its limits; wasmtime says so in prose only.
+fn limit_of(store: &Store<Host>, error: wasmtime::Error) -> wasmtime::Error {
+    let is_of_guest = error.is::<Trap>() || error.is::<Stop>() || error.is::<ThrownException>();
+    match store.data().limits.refused {
+        Some(limit) if !is_of_guest => limit.into(),
+        _ => error,
+    }
+}
+
+fn encode_product<'a>(env: Env<'a>, performed: Result<Product, Fault>) -> Term<'a> {
+    match performed {
+        Ok(Product::Nothing) => atoms::ok().encode(env),
+        Ok(Product::Number(n)) => (atoms::ok(), n).encode(env),
+        Ok(Product::Value(value)) => (atoms::ok(), value::encode(env, &value, false)).encode(env),
+        Err(fault) => error::encode(env, &fault),
+    }
 }
 
 fn monitor(env: Env, this: Term, pid: &LocalPid) -> Option<Monitor> {
@@ -533,14 +651,15 @@ fn locked<'a>(
     wait: Wait,
     f: impl FnOnce(&mut State) -> Term<'a>,
 ) -> Term<'a> {
-    let start = Clock::now();
+    let start = engine::ticks();
     let Some(mut state) = instance.lock(wait) else { return atoms::dirty().encode(env) };
     let answer = f(&mut state);
     instance.unlock(env, state);
     if wait == Wait::Briefly {
-        let percent = start.elapsed().as_micros() / 10;
-        if percent > 0 {
-            rustler::schedule::consume_timeslice(env, percent.min(100) as i32);
+        let ticks = engine::ticks().wrapping_sub(start);
+        if ticks > 0 {
+            let percent = (ticks * TIMESLICE_PERCENT_PER_TICK).min(100);
+            rustler::schedule::consume_timeslice(env, percent as i32);
         }
     }
     answer
@@ -548,21 +667,27 @@ fn locked<'a>(
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// `{resource, step}`
+/// `{resource, step}`. Limits are nil where there are none.
 #[rustler::nif]
 fn instance_start<'a>(
     env: Env<'a>,
     module: &'a ModuleResource,
     milliseconds: i64,
     max_depth: usize,
+    max_memory: Option<u64>,
+    max_table_elements: Option<u64>,
+    fuel: Option<u64>,
 ) -> NifResult<Term<'a>> {
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let exchange = Arc::new(Exchange::new());
     let compiled = module.0.clone();
-    let limits = StoreLimitsBuilder::new().build();
+    let size = |limit: Option<u64>| limit.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    let limits = Limits::new(size(max_memory), size(max_table_elements));
     let host = Host::new(id, compiled.clone(), exchange.clone(), limits);
-    let store = call::store(host, compiled.module.engine());
-    exchange.begin(call::deadline(timeout(milliseconds)), false);
+    let mut store = store::new(host, compiled.module.engine());
+    // Refused where the module is not metered, which Elixir has made sure of if fuel is given.
+    let _ = store.set_fuel(fuel.unwrap_or(u64::MAX));
+    exchange.begin(exchange::deadline(timeout(milliseconds)), false);
     let state = State {
         holder: Holder::Closed,
         exchange: exchange.clone(),
@@ -638,6 +763,9 @@ fn instance_leave<'a>(env: Env<'a>, this: Term<'a>) -> NifResult<Atom> {
 
 fn start<'a>(env: Env<'a>, request: &Request<'a>, wait: Wait) -> NifResult<Term<'a>> {
     let instance: &InstanceResource = request.this.decode()?;
+    if instance.is_deep_for(wait) {
+        return Ok(atoms::dirty().encode(env));
+    }
     Ok(locked(env, instance, wait, |state| instance.begin(env, request, state)))
 }
 
@@ -675,6 +803,9 @@ fn resume<'a>(
     wait: Wait,
 ) -> NifResult<Term<'a>> {
     let instance: &InstanceResource = this.decode()?;
+    if instance.is_deep_for(wait) {
+        return Ok(atoms::dirty().encode(env));
+    }
     let answer = if answer == atoms::return_() {
         Answer::Return(value)
     } else if answer == atoms::raise() {
@@ -683,8 +814,8 @@ fn resume<'a>(
         Answer::Continue
     };
     let slice = match wait {
-        Wait::Briefly => call::NORMAL_SLICE,
-        Wait::AsLongAsNeeded => call::DIRTY_SLICE,
+        Wait::Briefly => store::NORMAL_SLICE,
+        Wait::AsLongAsNeeded => store::DIRTY_SLICE,
     };
     Ok(locked(env, instance, wait, |state| {
         instance.exchange.set_slice(slice);
@@ -710,4 +841,91 @@ fn call_resume_dirty<'a>(
     value: Term<'a>,
 ) -> NifResult<Term<'a>> {
     resume(env, this, answer, value, Wait::AsLongAsNeeded)
+}
+
+/// What is asked of an exported global or table, or of the fuel. Values and indices are checked
+/// here, so that what is queued for can be done.
+fn operation<'a>(
+    instance: &InstanceResource,
+    verb: Atom,
+    name: &str,
+    index: Term<'a>,
+    value: Term<'a>,
+) -> NifResult<Result<Operation, Fault>> {
+    let number = || index.decode::<u64>().unwrap_or(u64::MAX);
+    let typed = |ty| {
+        let mismatch = |_| Fault::Mismatch { wanted: value::type_name(ty) };
+        instance.own(value::decode(value, ty).map_err(mismatch)?)
+    };
+    let module = &instance.module;
+    let global = || module.globals.get(name).ok_or(Fault::UnknownExport);
+    let table = || module.tables.get(name).ok_or(Fault::UnknownExport);
+    Ok(if verb == atoms::fuel() {
+        Ok(Operation::Fuel)
+    } else if verb == atoms::add_fuel() {
+        Ok(Operation::AddFuel(number()))
+    } else if verb == atoms::global_get() {
+        global().map(|global| Operation::GlobalGet(global.export))
+    } else if verb == atoms::global_set() {
+        global().and_then(|global| match global.mutable {
+            true => Ok(Operation::GlobalSet(global.export, typed(&global.content)?)),
+            false => Err(Fault::Immutable),
+        })
+    } else if verb == atoms::table_size() {
+        table().map(|table| Operation::TableSize(table.export))
+    } else if verb == atoms::table_get() {
+        table().map(|table| Operation::TableGet(table.export, number()))
+    } else if verb == atoms::table_set() {
+        table().and_then(|table| {
+            Ok(Operation::TableSet(table.export, number(), typed(&table.element)?))
+        })
+    } else if verb == atoms::table_grow() {
+        table().and_then(|table| {
+            Ok(Operation::TableGrow(table.export, number(), typed(&table.element)?))
+        })
+    } else {
+        return Err(rustler::Error::BadArg);
+    })
+}
+
+fn perform<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    verb: Atom,
+    name: &str,
+    index: Term<'a>,
+    value: Term<'a>,
+    wait: Wait,
+) -> NifResult<Term<'a>> {
+    let instance: &InstanceResource = this.decode()?;
+    Ok(match operation(instance, verb, name, index, value)? {
+        Ok(operation) => {
+            locked(env, instance, wait, |state| instance.perform(env, this, operation, state))
+        }
+        Err(fault) => error::encode(env, &fault),
+    })
+}
+
+#[rustler::nif]
+fn export_perform<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    verb: Atom,
+    name: &'a str,
+    index: Term<'a>,
+    value: Term<'a>,
+) -> NifResult<Term<'a>> {
+    perform(env, this, verb, name, index, value, Wait::Briefly)
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn export_perform_dirty<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    verb: Atom,
+    name: &'a str,
+    index: Term<'a>,
+    value: Term<'a>,
+) -> NifResult<Term<'a>> {
+    perform(env, this, verb, name, index, value, Wait::AsLongAsNeeded)
 }

@@ -7,10 +7,13 @@ mod bench;
 mod call;
 mod engine;
 mod error;
+mod exchange;
+mod export;
 mod import;
 mod instance;
 mod memory;
 mod module;
+mod store;
 mod value;
 
 use rustler::{Env, Term};

@@ -11,9 +11,10 @@ use rustler::sys::{enif_alloc_binary, enif_release_binary};
 use rustler::{Binary, Encoder, Env, NewBinary, OwnedBinary, Term};
 use wasmtime::{AsContext, Memory};
 
+use crate::atoms;
 use crate::error::{self, Fault};
 use crate::instance::{InstanceResource, Wait};
-use crate::{atoms, call::Host};
+use crate::store::Host;
 
 /// Copies up to this many bytes take a normal scheduler about 100 µs at most.
 const LONG: usize = 1024 * 1024;
@@ -82,11 +83,15 @@ impl From<Fault> for Refusal {
 fn with_memory<'a>(
     env: Env<'a>,
     instance: &InstanceResource,
+    memory: Term,
     wait: Wait,
     f: impl FnOnce(&mut [u8]) -> Answer<'a>,
 ) -> Term<'a> {
+    let Some(index) = instance.memory_index(memory) else {
+        return (atoms::error(), atoms::unknown_memory()).encode(env);
+    };
     let Some(mut state) = instance.lock(wait) else { return atoms::dirty().encode(env) };
-    let answer = state.with_memory(|view| match view {
+    let answer = state.with_memory(index, |view| match view {
         Ok(bytes) => f(bytes),
         Err(fault) => Err(fault.into()),
     });
@@ -106,18 +111,19 @@ pub fn with_view<R>(view: Option<&mut View>, f: impl FnOnce(&mut [u8]) -> R) -> 
     }
 }
 
-fn size<'a>(env: Env<'a>, instance: &InstanceResource, wait: Wait) -> Term<'a> {
-    with_memory(env, instance, wait, |memory| Ok((atoms::ok(), memory.len()).encode(env)))
+fn size<'a>(env: Env<'a>, instance: &InstanceResource, memory: Term, wait: Wait) -> Term<'a> {
+    with_memory(env, instance, memory, wait, |memory| Ok((atoms::ok(), memory.len()).encode(env)))
 }
 
 fn read<'a>(
     env: Env<'a>,
     instance: &InstanceResource,
+    memory: Term,
     offset: Term,
     length: Term,
     wait: Wait,
 ) -> Term<'a> {
-    with_memory(env, instance, wait, |memory| {
+    with_memory(env, instance, memory, wait, |memory| {
         let range = range(unsigned(offset), unsigned(length), memory.len())?;
         if wait == Wait::Briefly && range.len() > LONG {
             return Err(Refusal::TooLong);
@@ -160,11 +166,12 @@ fn try_alloc(size: usize) -> Option<OwnedBinary> {
 fn read_string<'a>(
     env: Env<'a>,
     instance: &InstanceResource,
+    memory: Term,
     offset: Term,
     chunk: Term,
     wait: Wait,
 ) -> Term<'a> {
-    with_memory(env, instance, wait, |memory| {
+    with_memory(env, instance, memory, wait, |memory| {
         let size = memory.len();
         let start = range(unsigned(offset), Some(1), size)?.start;
         let chunk = unsigned(chunk).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
@@ -192,6 +199,7 @@ fn find_nul(bytes: &[u8], chunk: usize) -> Option<usize> {
 fn write<'a>(
     env: Env<'a>,
     instance: &InstanceResource,
+    memory: Term,
     offset: Term,
     data: Term<'a>,
     terminated: Term,
@@ -206,7 +214,7 @@ fn write<'a>(
         Err(Refusal::TooLong) => return atoms::dirty().encode(env),
         Err(_) => return atoms::badarg().encode(env),
     };
-    with_memory(env, instance, wait, |memory| {
+    with_memory(env, instance, memory, wait, |memory| {
         let length = parts.length as u64 + u64::from(terminated);
         let range = range(unsigned(offset), Some(length), memory.len())?;
         if wait == Wait::Briefly && range.len() > LONG {
@@ -307,7 +315,7 @@ macro_rules! operation {
     };
 }
 
-operation!(memory_size, memory_size_dirty, size());
-operation!(memory_read, memory_read_dirty, read(offset, length));
-operation!(memory_read_string, memory_read_string_dirty, read_string(offset, chunk));
-operation!(memory_write, memory_write_dirty, write(offset, data, terminated));
+operation!(memory_size, memory_size_dirty, size(memory));
+operation!(memory_read, memory_read_dirty, read(memory, offset, length));
+operation!(memory_read_string, memory_read_string_dirty, read_string(memory, offset, chunk));
+operation!(memory_write, memory_write_dirty, write(memory, offset, data, terminated));

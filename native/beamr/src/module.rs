@@ -8,10 +8,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustler::{Atom, Binary, Encoder, Env, NifResult, Resource, ResourceArc, Term};
-use wasmtime::{ExternType, FuncType, InstancePre, Linker, Module, ModuleExport};
+use wasmtime::{
+    ExternType, FuncType, InstancePre, Linker, Module, ModuleExport, Mutability, ValType,
+};
 
-use crate::call::Host;
 use crate::engine::{self, Options};
+use crate::store::Host;
 use crate::value::{self, Signature};
 use crate::{atoms, error, import};
 
@@ -22,6 +24,8 @@ pub struct Compiled {
     pub module: Module,
     /// Functions by export name.
     pub functions: HashMap<Box<str>, Arc<ExportedFunction>>,
+    pub globals: HashMap<Box<str>, ExportedGlobal>,
+    pub tables: HashMap<Box<str>, ExportedTable>,
     /// Exported memories; the first is the one that is meant where none is named.
     pub memories: Vec<(Box<str>, ModuleExport)>,
     /// Signatures of imported functions by import index; other kinds of import have none.
@@ -34,6 +38,17 @@ pub struct ExportedFunction {
     pub signature: Signature,
 }
 
+pub struct ExportedGlobal {
+    pub export: ModuleExport,
+    pub content: ValType,
+    pub mutable: bool,
+}
+
+pub struct ExportedTable {
+    pub export: ModuleExport,
+    pub element: ValType,
+}
+
 pub struct ModuleResource(pub Arc<Compiled>);
 
 #[rustler::resource_impl]
@@ -42,24 +57,35 @@ impl Resource for ModuleResource {}
 impl Compiled {
     fn new(module: Module) -> wasmtime::Result<Self> {
         let mut functions = HashMap::new();
+        let mut globals = HashMap::new();
+        let mut tables = HashMap::new();
         let mut memories = Vec::new();
-        for export in module.exports() {
-            let name: Box<str> = export.name().into();
-            let Some(index) = module.get_export_index(&name) else { continue };
-            match export.ty() {
+        for exported in module.exports() {
+            let name: Box<str> = exported.name().into();
+            let Some(export) = module.get_export_index(&name) else { continue };
+            match exported.ty() {
                 ExternType::Func(ty) => {
                     let signature = Signature::new(&ty);
-                    functions.insert(name, Arc::new(ExportedFunction { export: index, signature }));
+                    functions.insert(name, Arc::new(ExportedFunction { export, signature }));
                 }
-                ExternType::Memory(_) if &*name == "memory" => memories.insert(0, (name, index)),
-                ExternType::Memory(_) => memories.push((name, index)),
-                _ => {}
+                ExternType::Global(ty) => {
+                    let mutable = ty.mutability() == Mutability::Var;
+                    let content = ty.content().clone();
+                    globals.insert(name, ExportedGlobal { export, content, mutable });
+                }
+                ExternType::Table(ty) => {
+                    let element = ValType::Ref(ty.element().clone());
+                    tables.insert(name, ExportedTable { export, element });
+                }
+                ExternType::Memory(_) if &*name == "memory" => memories.insert(0, (name, export)),
+                ExternType::Memory(_) => memories.push((name, export)),
+                ExternType::Tag(_) => {}
             }
         }
         let imports =
             module.imports().map(|import| import.ty().func().map(Signature::new)).collect();
         let pre = resolve_imports(&module)?;
-        Ok(Compiled { module, functions, memories, imports, pre })
+        Ok(Compiled { module, functions, globals, tables, memories, imports, pre })
     }
 }
 
@@ -255,7 +281,7 @@ fn extern_type<'a>(env: Env<'a>, ty: &ExternType) -> NifResult<Term<'a>> {
         ExternType::Global(ty) => {
             let fields = vec![
                 (atoms::type_(), value::type_name(ty.content()).encode(env)),
-                (atoms::mutable(), value::is_mutable(ty.mutability()).encode(env)),
+                (atoms::mutable(), (ty.mutability() == Mutability::Var).encode(env)),
             ];
             (atoms::global(), fields)
         }

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustler::env::SavedTerm;
 use rustler::{Atom, Binary, Encoder, Env, NewBinary, OwnedEnv, Resource, ResourceArc, Term};
-use wasmtime::{
-    AsContextMut, ExternRef, Func, HeapType, Mutability, RefType, Rooted, Val, ValType,
-};
+use wasmtime::{AsContextMut, ExternRef, Func, HeapType, RefType, Rooted, Val, ValType};
 
 use crate::atoms;
 
@@ -113,10 +111,6 @@ pub fn reference_name(ty: &RefType) -> Atom {
 
 pub fn type_names(types: &[ValType]) -> Vec<Atom> {
     types.iter().map(type_name).collect()
-}
-
-pub fn is_mutable(mutability: Mutability) -> bool {
-    mutability == Mutability::Var
 }
 
 /// Reads a term as a value of type `ty`.

@@ -1,0 +1,172 @@
+# What do looping guests cost their neighbours, next to looping Elixir processes?
+#
+#     mix run bench/fairness.exs
+
+defmodule Bench.Fairness do
+  @guest """
+  (module
+    (func (export "loop") (loop (br 0)))
+    (func (export "spin") (param i32)
+      (loop
+        (local.set 0 (i32.sub (local.get 0) (i32.const 1)))
+        (br_if 0 (local.get 0)))))
+  """
+
+  @seconds 1
+  @pings 2_000
+
+  def run do
+    module = Beamr.compile!(@guest)
+    schedulers = System.schedulers_online()
+
+    IO.puts(
+      "#{schedulers} schedulers, #{:erlang.system_info(:dirty_cpu_schedulers)} dirty CPU schedulers"
+    )
+
+    neighbours(module, schedulers)
+    slicing(module)
+    overshoot(module, 0)
+    overshoot(module, 4 * schedulers)
+  end
+
+  # Ping is spawn-and-reply; "keeps" is the share of its idle-machine throughput that a busy
+  # Elixir process of that priority has left.
+  defp neighbours(module, schedulers) do
+    IO.puts("\nneighbours                        ping p50   ping p99   normal keeps   high keeps")
+    alone = %{normal: throughput(:normal), high: throughput(:high)}
+    report("none", ping(), alone, alone)
+
+    for factor <- [1, 4], {label, loop} <- loopers(module) do
+      pids = for _ <- 1..(factor * schedulers), do: spawn(loop.())
+      # The loops are at work once each has used up its first slices.
+      Process.sleep(50)
+      report("#{factor * schedulers} #{label}", ping(), throughputs(), alone)
+      Enum.each(pids, &Process.exit(&1, :kill))
+    end
+  end
+
+  defp loopers(module) do
+    guests =
+      for scheduler <- [:auto, :normal, :dirty] do
+        {"guests, #{inspect(scheduler)}",
+         fn ->
+           wasm = Beamr.instantiate!(module)
+           fn -> Beamr.call(wasm, "loop", [], timeout: :infinity, scheduler: scheduler) end
+         end}
+      end
+
+    [{"Elixir processes", fn -> fn -> spin() end end} | guests]
+  end
+
+  defp spin, do: spin()
+
+  defp report(label, latencies, throughput, alone) do
+    [p50, p99] = for percent <- [50, 99], do: percentile(latencies, percent)
+
+    IO.puts([
+      String.pad_trailing(label, 30),
+      String.pad_leading("#{p50} µs", 12),
+      String.pad_leading("#{p99} µs", 11),
+      String.pad_leading(ratio(throughput.normal, alone.normal), 15),
+      String.pad_leading(ratio(throughput.high, alone.high), 13)
+    ])
+  end
+
+  defp ratio(a, b), do: :erlang.float_to_binary(a / b, decimals: 2)
+
+  defp ping do
+    deadline = now() + 5_000_000
+    me = self()
+
+    for _ <- 1..@pings, now() < deadline do
+      start = System.monotonic_time(:nanosecond)
+      spawn(fn -> send(me, :pong) end)
+
+      receive do
+        :pong -> (System.monotonic_time(:nanosecond) - start) / 1_000
+      end
+    end
+  end
+
+  defp throughputs, do: %{normal: throughput(:normal), high: throughput(:high)}
+
+  # Units of work that a process of this priority does in the time.
+  defp throughput(priority) do
+    Task.async(fn ->
+      Process.flag(:priority, priority)
+      work(now() + @seconds * 1_000_000, 0)
+    end)
+    |> Task.await(:infinity)
+  end
+
+  defp work(deadline, done) do
+    count(10_000)
+    if now() < deadline, do: work(deadline, done + 1), else: done
+  end
+
+  defp count(0), do: :ok
+  defp count(n), do: count(n - 1)
+
+  # The same iterations in one call of many slices, and in calls that each end well within
+  # their first slice; a trivial call's time is taken off the latter.
+  defp slicing(module) do
+    wasm = Beamr.instantiate!(module)
+    pieces = 20_000
+    piece = 60_000
+    Beamr.call!(wasm, "spin", [piece])
+
+    for scheduler <- [:auto, :normal, :dirty] do
+      costs =
+        for _ <- 1..5 do
+          sliced =
+            time(fn ->
+              Beamr.call!(wasm, "spin", [pieces * piece], timeout: :infinity, scheduler: scheduler)
+            end)
+
+          whole = time(fn -> for _ <- 1..pieces, do: Beamr.call!(wasm, "spin", [piece]) end)
+          trivial = time(fn -> for _ <- 1..pieces, do: Beamr.call!(wasm, "spin", [1]) end)
+          sliced / (whole - trivial) - 1
+        end
+
+      cost = costs |> Enum.sort() |> Enum.at(2)
+
+      IO.puts(
+        "slicing costs, #{inspect(scheduler)}: #{Float.round(cost * 100, 1)} % of the throughput"
+      )
+    end
+  end
+
+  defp overshoot(module, loops) do
+    pids =
+      for _ <- 1..loops//1 do
+        wasm = Beamr.instantiate!(module)
+        spawn(fn -> Beamr.call(wasm, "loop", [], timeout: :infinity) end)
+      end
+
+    wasm = Beamr.instantiate!(module)
+
+    over =
+      for _ <- 1..200 do
+        time(fn -> Beamr.call(wasm, "loop", [], timeout: 10) end) - 10_000
+      end
+
+    Enum.each(pids, &Process.exit(&1, :kill))
+
+    IO.puts(
+      "a timeout of 10 ms beside #{loops} loops is late by: " <>
+        "p50 #{percentile(over, 50)} µs, p99 #{percentile(over, 99)} µs"
+    )
+  end
+
+  defp percentile(values, percent) do
+    sorted = Enum.sort(values)
+    value = Enum.at(sorted, min(length(sorted) - 1, div(length(sorted) * percent, 100)))
+    Float.round(value / 1, 1)
+  end
+
+  defp time(function), do: function |> :timer.tc() |> elem(0)
+  defp now, do: System.monotonic_time(:microsecond)
+end
+
+IO.puts("")
+Bench.Fairness.run()

@@ -1,0 +1,215 @@
+//! What passes between a guest that is suspended and the NIFs that drive its call: what the
+//! guest asks, what it is handed, when it has to stop, and where its memories lie meanwhile.
+//!
+//! Invariant: only the holder of the instance's lock uses the slots, so what it takes out
+//! belongs to the poll it just made. The stop request may be set at any time, by anyone.
+
+use std::future::{Future, poll_fn};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::{Duration, Instant as Clock};
+
+use parking_lot::Mutex;
+
+use crate::call::{Outcome, Target};
+use crate::error::{Fault, Stop};
+use crate::export::{Operation, Product};
+use crate::memory::View;
+use crate::value::Value;
+
+/// What the guest's side asks of the process that drives the call.
+pub enum Asked {
+    /// Call the Elixir function behind this import.
+    Import { index: usize, args: Vec<Value> },
+    /// Nothing more: the nested call that was handed in has ended.
+    Called(Outcome),
+    /// Nothing more: the operation that was handed in is done.
+    Performed(Result<Product, Fault>),
+}
+
+/// What the driving process hands to the import that is suspended.
+pub enum Errand {
+    Return(Vec<Value>),
+    Stop(Stop),
+    Call { target: Target, args: Vec<Value> },
+    Perform(Operation),
+}
+
+const RUNNING: u8 = 0;
+const NO_DEADLINE: u64 = u64::MAX;
+
+static EPOCH: LazyLock<Clock> = LazyLock::new(Clock::now);
+
+fn now() -> u64 {
+    EPOCH.elapsed().as_nanos() as u64
+}
+
+/// The deadline that lies `timeout` from now.
+pub fn deadline(timeout: Option<Duration>) -> u64 {
+    timeout.map_or(NO_DEADLINE, |timeout| {
+        now().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(NO_DEADLINE))
+    })
+}
+
+pub struct Exchange {
+    stop: AtomicU8,
+    deadline: AtomicU64,
+    slice: AtomicU64,
+    depth: AtomicUsize,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    asked: Option<Asked>,
+    errand: Option<Errand>,
+    views: Vec<View>,
+    /// One for each call that has begun and not ended, outermost first.
+    frames: Vec<Frame>,
+    /// The imports that are suspended, outermost first.
+    awaiting: Vec<usize>,
+}
+
+struct Frame {
+    outer_deadline: u64,
+    unsigned: bool,
+}
+
+impl Exchange {
+    pub fn new() -> Self {
+        Exchange {
+            stop: AtomicU8::new(RUNNING),
+            deadline: AtomicU64::new(NO_DEADLINE),
+            slice: AtomicU64::new(1),
+            depth: AtomicUsize::new(0),
+            slots: Mutex::default(),
+        }
+    }
+
+    /// Begins a call, nested in those that have begun before. Its deadline is never later than
+    /// that of the call it is nested in.
+    pub fn begin(&self, deadline: u64, unsigned: bool) {
+        let mut slots = self.slots.lock();
+        if slots.frames.is_empty() {
+            self.stop.store(RUNNING, Relaxed);
+            self.deadline.store(NO_DEADLINE, Relaxed);
+        }
+        let outer_deadline = self.deadline.fetch_min(deadline, Relaxed);
+        slots.frames.push(Frame { outer_deadline, unsigned });
+        self.depth.store(slots.frames.len(), Relaxed);
+    }
+
+    /// Ends the innermost call; answers whether its integers go to Elixir unsigned.
+    pub fn end(&self) -> bool {
+        let mut slots = self.slots.lock();
+        let Some(frame) = slots.frames.pop() else { return false };
+        self.depth.store(slots.frames.len(), Relaxed);
+        self.deadline.store(frame.outer_deadline, Relaxed);
+        if slots.frames.is_empty() {
+            *slots = Slots::default();
+        }
+        frame.unsigned
+    }
+
+    /// Ends every call that has begun, where nobody waits for an answer any more.
+    pub fn end_all(&self) {
+        self.depth.store(0, Relaxed);
+        *self.slots.lock() = Slots::default();
+    }
+
+    /// How many calls have begun and not ended.
+    pub fn depth(&self) -> usize {
+        self.depth.load(Relaxed)
+    }
+
+    /// The import that waits for an answer from the driving process.
+    pub fn awaiting(&self) -> Option<usize> {
+        let slots = self.slots.lock();
+        (slots.awaiting.len() == slots.frames.len()).then(|| slots.awaiting.last().copied())?
+    }
+
+    /// Asks the call in flight to end at its next safe point. The first reason stays, but for
+    /// those that leave nobody to answer to.
+    pub fn request_stop(&self, stop: Stop) {
+        match stop {
+            Stop::Interrupted => {
+                let _ = self.stop.compare_exchange(RUNNING, stop as u8, Relaxed, Relaxed);
+            }
+            _ => self.stop.store(stop as u8, Relaxed),
+        }
+    }
+
+    /// Why the innermost call should not go on.
+    pub fn stop(&self) -> Option<Stop> {
+        if let Some(stop) = self.requested() {
+            return Some(stop);
+        }
+        let deadline = self.deadline.load(Relaxed);
+        (deadline != NO_DEADLINE && now() >= deadline).then_some(Stop::Timeout)
+    }
+
+    fn requested(&self) -> Option<Stop> {
+        let requested = self.stop.load(Relaxed);
+        [Stop::Interrupted, Stop::Closed, Stop::CallerDied]
+            .into_iter()
+            .find(|stop| *stop as u8 == requested)
+    }
+
+    /// Records where the memories are, for those who reach them while the guest is suspended.
+    pub fn set_views(&self, views: impl Iterator<Item = View>) {
+        let mut slots = self.slots.lock();
+        slots.views.clear();
+        slots.views.extend(views);
+    }
+
+    /// A stop after which nobody answers imports any more.
+    pub fn is_abandoned(&self) -> bool {
+        matches!(self.requested(), Some(Stop::Closed | Stop::CallerDied))
+    }
+
+    pub fn set_slice(&self, ticks: u64) {
+        self.slice.store(ticks, Relaxed);
+    }
+
+    pub fn post(&self, asked: Asked) {
+        let mut slots = self.slots.lock();
+        if let Asked::Import { index, .. } = &asked {
+            slots.awaiting.push(*index);
+        }
+        slots.asked = Some(asked);
+    }
+
+    pub fn take_asked(&self) -> Option<Asked> {
+        self.slots.lock().asked.take()
+    }
+
+    pub fn send(&self, errand: Errand) {
+        let mut slots = self.slots.lock();
+        if matches!(errand, Errand::Return(_) | Errand::Stop(_)) {
+            slots.awaiting.pop();
+        }
+        slots.errand = Some(errand);
+    }
+
+    /// Waits for what the driving process wants of the innermost suspended import.
+    pub fn errand(&self) -> impl Future<Output = Errand> + Send + '_ {
+        poll_fn(|_| match self.slots.lock().errand.take() {
+            Some(errand) => Poll::Ready(errand),
+            None if self.is_abandoned() => {
+                Poll::Ready(Errand::Stop(self.stop().unwrap_or(Stop::Closed)))
+            }
+            None => Poll::Pending,
+        })
+    }
+
+    /// How long the next slices are, in ticks.
+    pub fn slice(&self) -> u64 {
+        self.slice.load(Relaxed)
+    }
+
+    /// The memories as they were when the guest was last suspended.
+    pub fn with_views<R>(&self, f: impl FnOnce(&mut [View]) -> R) -> R {
+        f(&mut self.slots.lock().views)
+    }
+}

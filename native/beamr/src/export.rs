@@ -1,0 +1,138 @@
+//! Globals, tables, memory growth and fuel: what needs the store but runs no guest code.
+//!
+//! An operation is plain data, because it may have to be handed to a suspended import, whose
+//! [`Caller`] is the only way to the store while its call is in flight.
+
+use wasmtime::{
+    AsContextMut, Caller, Extern, Global, Instance, ModuleExport, Ref, RootScope, Store,
+    StoreContextMut, Table, Val, ValType,
+};
+
+use crate::error::Fault;
+use crate::store::Host;
+use crate::value::{self, Value};
+
+pub enum Operation {
+    Fuel,
+    AddFuel(u64),
+    GlobalGet(ModuleExport),
+    GlobalSet(ModuleExport, Value),
+    TableSize(ModuleExport),
+    TableGet(ModuleExport, u64),
+    TableSet(ModuleExport, u64, Value),
+    TableGrow(ModuleExport, u64, Value),
+}
+
+pub enum Product {
+    Nothing,
+    Number(u64),
+    Value(Value),
+}
+
+/// The two ways to a store and its exports.
+pub trait Reach {
+    fn store(&mut self) -> StoreContextMut<'_, Host>;
+    fn export(&mut self, export: &ModuleExport) -> Option<Extern>;
+}
+
+impl Reach for Store<Host> {
+    fn store(&mut self) -> StoreContextMut<'_, Host> {
+        self.as_context_mut()
+    }
+
+    fn export(&mut self, export: &ModuleExport) -> Option<Extern> {
+        let instance: Instance = self.data().instance?;
+        instance.get_module_export(self, export)
+    }
+}
+
+impl Reach for Caller<'_, Host> {
+    fn store(&mut self) -> StoreContextMut<'_, Host> {
+        self.as_context_mut()
+    }
+
+    fn export(&mut self, export: &ModuleExport) -> Option<Extern> {
+        self.get_module_export(export)
+    }
+}
+
+pub fn perform(reach: &mut impl Reach, operation: Operation) -> Result<Product, Fault> {
+    match operation {
+        Operation::Fuel => {
+            reach.store().get_fuel().map(Product::Number).map_err(|_| Fault::NotMetered)
+        }
+        Operation::AddFuel(amount) => {
+            let mut store = reach.store();
+            let left = store.get_fuel().map_err(|_| Fault::NotMetered)?;
+            let fuel = left.saturating_add(amount);
+            store.set_fuel(fuel)?;
+            Ok(Product::Number(fuel))
+        }
+        Operation::GlobalGet(export) => {
+            let global = global(reach, &export)?;
+            let store = reach.store();
+            let owner = store.data().id;
+            let mut scope = RootScope::new(store);
+            let val = global.get(&mut scope);
+            Ok(Product::Value(value::from_val(&mut scope, &val, owner)))
+        }
+        Operation::GlobalSet(export, value) => {
+            let global = global(reach, &export)?;
+            let mut scope = RootScope::new(reach.store());
+            let ty = global.ty(&scope).content().clone();
+            let val = value::to_val(&mut scope, &value, &ty)?;
+            global.set(&mut scope, val)?;
+            Ok(Product::Nothing)
+        }
+        Operation::TableSize(export) => {
+            let table = table(reach, &export)?;
+            Ok(Product::Number(table.size(reach.store())))
+        }
+        Operation::TableGet(export, index) => {
+            let table = table(reach, &export)?;
+            let store = reach.store();
+            let owner = store.data().id;
+            let mut scope = RootScope::new(store);
+            let size = table.size(&scope);
+            let item = table.get(&mut scope, index).ok_or(Fault::IndexOutOfBounds { size })?;
+            Ok(Product::Value(value::from_val(&mut scope, &Val::from(item), owner)))
+        }
+        Operation::TableSet(export, index, value) => {
+            let table = table(reach, &export)?;
+            let mut scope = RootScope::new(reach.store());
+            let size = table.size(&scope);
+            if index >= size {
+                return Err(Fault::IndexOutOfBounds { size });
+            }
+            let item = item(&mut scope, &table, &value)?;
+            table.set(&mut scope, index, item)?;
+            Ok(Product::Nothing)
+        }
+        Operation::TableGrow(export, delta, value) => {
+            let table = table(reach, &export)?;
+            let mut scope = RootScope::new(reach.store());
+            let size = table.size(&scope);
+            let item = item(&mut scope, &table, &value)?;
+            let before = table.grow(&mut scope, delta, item);
+            before.map(Product::Number).map_err(|_| Fault::CannotGrow { size })
+        }
+    }
+}
+
+fn global(reach: &mut impl Reach, export: &ModuleExport) -> Result<Global, Fault> {
+    reach.export(export).and_then(Extern::into_global).ok_or(Fault::UnknownExport)
+}
+
+fn table(reach: &mut impl Reach, export: &ModuleExport) -> Result<Table, Fault> {
+    reach.export(export).and_then(Extern::into_table).ok_or(Fault::UnknownExport)
+}
+
+fn item(
+    mut store: impl AsContextMut<Data = Host>,
+    table: &Table,
+    value: &Value,
+) -> Result<Ref, Fault> {
+    let ty = ValType::Ref(table.ty(&store).element().clone());
+    let val = value::to_val(&mut store, value, &ty)?;
+    val.ref_().ok_or(Fault::UnknownExport)
+}

@@ -1,0 +1,164 @@
+//! Stores: what each knows of its instance, what limits it, and when its guest gives way.
+
+use std::sync::Arc;
+
+use wasmtime::{
+    AsContextMut, Engine, Instance, Memory, ResourceLimiter, Store, StoreContextMut, UpdateDeadline,
+};
+
+use crate::error::{Limit, LimitKind};
+use crate::exchange::Exchange;
+use crate::memory::View;
+use crate::module::Compiled;
+
+/// Slices, in ticks. The first slice of a call holds a normal scheduler; it is a tick or two
+/// long, because a call can begin anywhere within a tick. Later slices are longer where they
+/// hold a dirty scheduler, since changing hands there costs microseconds.
+const FIRST_SLICE: u64 = 2;
+pub const NORMAL_SLICE: u64 = 1;
+pub const DIRTY_SLICE: u64 = 5;
+
+pub struct Host {
+    /// The instance's identity on this node.
+    pub id: u64,
+    pub module: Arc<Compiled>,
+    /// None until instantiation has ended well.
+    pub instance: Option<Instance>,
+    /// In the order of [`Compiled::memories`].
+    pub memories: Vec<Memory>,
+    pub exchange: Arc<Exchange>,
+    pub limits: Limits,
+    /// Whether the slice that is running has already given way once.
+    yielded: bool,
+}
+
+impl Host {
+    pub fn new(id: u64, module: Arc<Compiled>, exchange: Arc<Exchange>, limits: Limits) -> Self {
+        Host { id, module, instance: None, memories: Vec::new(), exchange, limits, yielded: false }
+    }
+}
+
+/// What an instance may have of memory (bytes) and of table elements, all of them together.
+pub struct Limits {
+    memory: Budget,
+    table_elements: Budget,
+    /// The last growth that went over a limit.
+    pub refused: Option<Limit>,
+}
+
+struct Budget {
+    allowed: usize,
+    used: usize,
+    /// What the growth under way adds, to be given back if it fails for another reason.
+    pending: usize,
+}
+
+impl Limits {
+    pub fn new(max_memory: Option<usize>, max_table_elements: Option<usize>) -> Self {
+        let budget = |allowed: Option<usize>| Budget {
+            allowed: allowed.unwrap_or(usize::MAX),
+            used: 0,
+            pending: 0,
+        };
+        Limits {
+            memory: budget(max_memory),
+            table_elements: budget(max_table_elements),
+            refused: None,
+        }
+    }
+}
+
+impl Budget {
+    fn take(&mut self, kind: LimitKind, current: usize, desired: usize) -> Result<(), Limit> {
+        let added = desired.saturating_sub(current);
+        let wanted = self.used.saturating_add(added);
+        if wanted > self.allowed {
+            return Err(Limit { kind, allowed: self.allowed, wanted });
+        }
+        self.used = wanted;
+        self.pending = added;
+        Ok(())
+    }
+
+    fn give_back(&mut self) {
+        self.used -= std::mem::take(&mut self.pending);
+    }
+}
+
+impl ResourceLimiter for Limits {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            self.memory.pending = 0;
+            return Ok(false);
+        }
+        self.refused = self.memory.take(LimitKind::Memory, current, desired).err();
+        Ok(self.refused.is_none())
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory.give_back();
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            self.table_elements.pending = 0;
+            return Ok(false);
+        }
+        self.refused = self.table_elements.take(LimitKind::TableElements, current, desired).err();
+        Ok(self.refused.is_none())
+    }
+
+    fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.table_elements.give_back();
+        Ok(())
+    }
+}
+
+/// Makes a store whose slices end with the ticks of its engine.
+pub fn new(host: Host, engine: &Engine) -> Store<Host> {
+    let mut store = Store::new(engine, host);
+    store.limiter(|host| &mut host.limits);
+    store.epoch_deadline_callback(slice_ended);
+    store
+}
+
+/// At a slice's end the guest gives way once; when it is polled again, and before it gets its
+/// next slice, it is asked whether it may go on at all. (A deadline of no ticks brings the
+/// guest back here at once.)
+fn slice_ended(mut store: StoreContextMut<'_, Host>) -> wasmtime::Result<UpdateDeadline> {
+    let exchange = store.data().exchange.clone();
+    if let Some(stop) = exchange.stop() {
+        return Err(stop.into());
+    }
+    if std::mem::take(&mut store.data_mut().yielded) {
+        return Ok(UpdateDeadline::Continue(exchange.slice()));
+    }
+    store.data_mut().yielded = true;
+    capture(&mut store);
+    Ok(UpdateDeadline::Yield(0))
+}
+
+/// Gives the guest that is about to run a full first slice.
+pub fn new_slice(mut store: impl AsContextMut<Data = Host>) {
+    let mut store = store.as_context_mut();
+    store.data_mut().yielded = false;
+    store.set_epoch_deadline(FIRST_SLICE);
+}
+
+/// Records where the memories are, for those who reach them while the guest is suspended.
+pub fn capture(mut store: impl AsContextMut<Data = Host>) {
+    let store = store.as_context_mut();
+    let host = store.data();
+    host.exchange.set_views(host.memories.iter().map(|memory| View::of(memory, &store)));
+}
