@@ -13,6 +13,7 @@ use std::time::{Duration, Instant as Clock};
 use parking_lot::Mutex;
 
 use crate::call::{Outcome, Target};
+use crate::engine;
 use crate::error::{Fault, Stop};
 use crate::export::{Operation, Product};
 use crate::memory::View;
@@ -71,6 +72,16 @@ struct Slots {
     awaiting: Vec<usize>,
 }
 
+impl Slots {
+    /// Forgets what belonged to a call that has ended; the room is kept for the next.
+    fn clear(&mut self) {
+        self.asked = None;
+        self.errand = None;
+        self.views.clear();
+        self.awaiting.clear();
+    }
+}
+
 struct Frame {
     outer_deadline: u64,
     unsigned: bool,
@@ -107,7 +118,7 @@ impl Exchange {
         self.depth.store(slots.frames.len(), Relaxed);
         self.deadline.store(frame.outer_deadline, Relaxed);
         if slots.frames.is_empty() {
-            *slots = Slots::default();
+            slots.clear();
         }
         frame.unsigned
     }
@@ -115,7 +126,9 @@ impl Exchange {
     /// Ends every call that has begun, where nobody waits for an answer any more.
     pub fn end_all(&self) {
         self.depth.store(0, Relaxed);
-        *self.slots.lock() = Slots::default();
+        let mut slots = self.slots.lock();
+        slots.frames.clear();
+        slots.clear();
     }
 
     /// How many calls have begun and not ended.
@@ -203,9 +216,16 @@ impl Exchange {
         })
     }
 
-    /// How long the next slices are, in ticks.
+    /// How long the next slice is, in ticks: it ends with the first tick after the deadline.
     pub fn slice(&self) -> u64 {
-        self.slice.load(Relaxed)
+        let slice = self.slice.load(Relaxed);
+        match self.deadline.load(Relaxed) {
+            NO_DEADLINE => slice,
+            deadline => {
+                let left = deadline.saturating_sub(now()) / engine::TICK.as_nanos() as u64;
+                slice.min(left + 1)
+            }
+        }
     }
 
     /// The memories as they were when the guest was last suspended.

@@ -657,8 +657,12 @@ fn locked<'a>(
     instance.unlock(env, state);
     if wait == Wait::Briefly {
         let ticks = engine::ticks().wrapping_sub(start);
-        if ticks > 0 {
-            let percent = (ticks * TIMESLICE_PERCENT_PER_TICK).min(100);
+        // A guest that has used up its slice gives way to other processes at once.
+        let percent = match atoms::yield_() == answer {
+            true => 100,
+            false => (ticks * TIMESLICE_PERCENT_PER_TICK).min(100),
+        };
+        if percent > 0 {
             rustler::schedule::consume_timeslice(env, percent as i32);
         }
     }

@@ -16,7 +16,7 @@ use crate::module::Compiled;
 /// hold a dirty scheduler, since changing hands there costs microseconds.
 const FIRST_SLICE: u64 = 2;
 pub const NORMAL_SLICE: u64 = 1;
-pub const DIRTY_SLICE: u64 = 5;
+pub const DIRTY_SLICE: u64 = 2;
 
 pub struct Host {
     /// The instance's identity on this node.
