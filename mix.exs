@@ -17,7 +17,7 @@ defmodule Beamr.MixProject do
   end
 
   def application do
-    [extra_applications: [:logger]]
+    [mod: {Beamr.Application, []}, extra_applications: [:logger]]
   end
 end
 

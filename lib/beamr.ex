@@ -5,10 +5,15 @@ defmodule Beamr do
              |> String.split("<!-- moduledoc -->")
              |> Enum.at(1)
 
-  alias Beamr.{Error, Instance, Native}
+  import Beamr.Guest, only: [is_guest: 1]
 
-  @typedoc "Whatever addresses a guest."
-  @type guest :: Instance.t()
+  alias Beamr.{Error, Guest, Instance, Native, Telemetry}
+
+  @typedoc """
+  Whatever addresses a guest: an instance, or the pid or name of a `Beamr.Server`, on this node
+  or another.
+  """
+  @type guest :: Instance.t() | GenServer.server()
 
   @typedoc "A function of one instance, as `funcref` values come from its guest. Opaque."
   @type funcref :: reference()
@@ -63,9 +68,18 @@ defmodule Beamr do
     native_opts =
       for {name, true} <- [fuel: metered, deterministic: opts[:deterministic]], do: name
 
-    case Native.module_compile(source, native_opts) do
+    case native_compile(source, native_opts) do
       {:ok, ref} -> {:ok, Beamr.Module.from_native(ref, metered)}
       {:error, reason} -> {:error, Error.compile(reason, path)}
+    end
+  end
+
+  defp native_compile(source, opts) do
+    if Telemetry.on?() do
+      metadata = %{size: byte_size(source)}
+      Telemetry.span(:compile, metadata, fn -> Native.module_compile(source, opts) end)
+    else
+      Native.module_compile(source, opts)
     end
   end
 
@@ -148,7 +162,10 @@ defmodule Beamr do
     end
   end
 
-  defp instance_options(opts) do
+  @doc false
+  # The imports and the other options of an instance, checked.
+  @spec instance_options(keyword()) :: {map(), map()}
+  def instance_options(opts) do
     {imports, options} =
       opts
       |> Keyword.validate!(
@@ -220,13 +237,13 @@ defmodule Beamr do
     Instance.call(guest, function, args, @call_timeout, :auto, false)
   end
 
-  def call(%Instance{} = guest, function, args, opts)
-      when (is_binary(function) or is_reference(function)) and length(args) >= 0 and
-             is_list(opts) do
+  def call(guest, function, args, opts)
+      when is_guest(guest) and (is_binary(function) or is_reference(function)) and
+             length(args) >= 0 and is_list(opts) do
     opts = Keyword.validate!(opts, timeout: @call_timeout, scheduler: :auto)
     check_timeout!(opts[:timeout])
     check_scheduler!(opts[:scheduler])
-    Instance.call(guest, function, args, opts[:timeout], opts[:scheduler], false)
+    Guest.call(guest, function, args, opts[:timeout], opts[:scheduler], false)
   end
 
   @doc """
@@ -271,7 +288,22 @@ defmodule Beamr do
       :interrupted
   """
   @spec interrupt(guest()) :: :ok
-  def interrupt(%Instance{ref: ref}), do: Native.instance_interrupt(ref)
+  def interrupt(guest) when is_guest(guest) do
+    case Guest.place(guest, {__MODULE__, :interrupt, [guest]}) do
+      {:instance, ref} -> Native.instance_interrupt(ref)
+      {:remote, node, guest} -> Guest.remote(node, __MODULE__, :interrupt, [guest])
+    end
+  end
+
+  @doc """
+  Starts a `Beamr.Server`: a process that owns an instance. Options: `Beamr.Server.start_link/1`.
+
+      iex> {:ok, guest} = Beamr.start_link(module: ~s|(module (func (export "one") (result i32) (i32.const 1)))|)
+      iex> Beamr.call(guest, "one", [])
+      {:ok, [1]}
+  """
+  @spec start_link(keyword()) :: GenServer.on_start()
+  def start_link(opts), do: Beamr.Server.start_link(opts)
 
   defp check_scheduler!(scheduler) do
     check!(

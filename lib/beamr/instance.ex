@@ -10,7 +10,9 @@ defmodule Beamr.Instance do
   first served; memory can be read and written meanwhile.
   """
 
-  alias Beamr.{Error, ExportError, ImportError, LinkError, Module, Native}
+  import Beamr.Guest, only: [is_guest: 1]
+
+  alias Beamr.{Error, ExportError, Guest, ImportError, LinkError, Module, Native, Telemetry}
 
   @enforce_keys [:ref, :module, :imports]
   defstruct [:ref, :module, :imports]
@@ -22,8 +24,15 @@ defmodule Beamr.Instance do
   Imports by module and name. Each function takes the instance first and then the guest's
   arguments, and runs in the process that made the call. An import with no results may return
   anything, one with one result returns it, one with several returns a list of them.
+
+  `{:list, function}` in a function's place is called with the instance and the list of the
+  arguments, whatever their number.
   """
-  @type imports :: %{optional(String.t()) => %{optional(String.t()) => function()}}
+  @type imports :: %{
+          optional(String.t()) => %{
+            optional(String.t()) => function() | {:list, (t(), [Beamr.value()] -> term())}
+          }
+        }
 
   @typedoc """
   Where the slices of a call run.
@@ -48,6 +57,15 @@ defmodule Beamr.Instance do
   @doc false
   @spec new(Module.t(), imports(), options()) :: {:ok, t()} | {:error, Exception.t()}
   def new(%Module{} = module, imports, options) do
+    if Telemetry.on?() do
+      metadata = %{module: Module.name(module)}
+      Telemetry.span(:instantiate, metadata, fn -> make(module, imports, options) end)
+    else
+      make(module, imports, options)
+    end
+  end
+
+  defp make(module, imports, options) do
     with {:ok, functions} <- link(module, imports) do
       {ref, step} =
         Native.instance_start(
@@ -61,7 +79,7 @@ defmodule Beamr.Instance do
 
       instance = %__MODULE__{ref: ref, module: module, imports: functions}
 
-      case drive(step, instance, options.scheduler) do
+      case drive(step, instance, options.scheduler, nil) do
         {:ok, []} -> {:ok, instance}
         {:error, reason} -> {:error, Error.call(reason, nil, [])}
       end
@@ -86,6 +104,9 @@ defmodule Beamr.Instance do
       when is_function(function, length(params) + 1) ->
         {module, name, function}
 
+      {{:function, _type}, {:ok, {:list, function}}} when is_function(function, 2) ->
+        {module, name, {:list, function}}
+
       {_type, {:ok, value}} ->
         {:problem, %{module: module, name: name, problem: :type, wanted: type, given: value}}
 
@@ -94,24 +115,46 @@ defmodule Beamr.Instance do
     end
   end
 
+  # Beside the maps, there may be a function under :otherwise that makes what is not in them.
   defp given(imports, module, name) do
     case imports do
       %{^module => %{^name => value}} -> {:ok, value}
+      %{otherwise: otherwise} -> {:ok, otherwise.(module, name)}
       _ -> :error
     end
   end
 
   @doc false
   # `unsigned` makes integer results unsigned: pointers are.
-  @spec call(t(), String.t() | Beamr.funcref(), [term()], timeout(), scheduler(), boolean()) ::
-          {:ok, [term()]} | {:error, Exception.t()}
-  def call(%__MODULE__{} = instance, function, args, timeout, scheduler, unsigned) do
+  # With a `client`, the call is made for that process and ends when it dies.
+  @spec call(
+          t(),
+          String.t() | Beamr.funcref(),
+          [term()],
+          timeout(),
+          scheduler(),
+          boolean(),
+          pid() | nil
+        ) :: {:ok, [term()]} | {:error, Exception.t()}
+  def call(instance, function, args, timeout, scheduler, unsigned, client \\ nil) do
+    if Telemetry.on?() do
+      metadata = %{module: Module.name(instance.module), function: function}
+
+      Telemetry.call_span(metadata, fn -> Native.memory_size(instance.ref, nil) end, fn ->
+        run(instance, function, args, timeout, scheduler, unsigned, client)
+      end)
+    else
+      run(instance, function, args, timeout, scheduler, unsigned, client)
+    end
+  end
+
+  defp run(instance, function, args, timeout, scheduler, unsigned, client) do
     case start(instance, function, args, milliseconds(timeout), scheduler, unsigned) do
       {:ok, _results} = ok ->
         ok
 
       step ->
-        case drive(step, instance, scheduler) do
+        case drive(step, instance, scheduler, client) do
           {:ok, _results} = ok -> ok
           {:error, reason} -> {:error, Error.call(reason, function, args)}
         end
@@ -137,7 +180,7 @@ defmodule Beamr.Instance do
     case step do
       {:queue, turn} ->
         again = &start(instance, function, args, &1, scheduler, unsigned)
-        await_turn(instance, turn, timeout, again)
+        await_turn(ref, turn, timeout, again)
 
       step ->
         step
@@ -145,7 +188,7 @@ defmodule Beamr.Instance do
   end
 
   # The instance is busy with another process's call: wait until it calls this process up.
-  defp await_turn(instance, turn, timeout, again) do
+  defp await_turn(ref, turn, timeout, again) do
     started = System.monotonic_time(:millisecond)
 
     receive do
@@ -154,7 +197,7 @@ defmodule Beamr.Instance do
         again.(remaining(timeout, waited))
     after
       receive_timeout(timeout) ->
-        Native.instance_leave(instance.ref)
+        Native.instance_leave(ref)
 
         # The turn may have come at the last moment; it has been passed on.
         receive do
@@ -174,29 +217,27 @@ defmodule Beamr.Instance do
   defp receive_timeout(timeout), do: timeout
 
   # Runs a call step by step to its end. Everything that can run guest code ends up here.
-  defp drive({:ok, _results} = ok, _instance, _scheduler), do: ok
-  defp drive({:error, _reason} = error, _instance, _scheduler), do: error
+  defp drive({:ok, _results} = ok, _instance, _scheduler, _client), do: ok
+  defp drive({:error, _reason} = error, _instance, _scheduler, _client), do: error
 
-  defp drive(:yield, instance, :normal) do
-    instance.ref |> resume(:continue, nil, :normal) |> drive(instance, :normal)
+  defp drive(:yield, %{ref: ref} = instance, scheduler, client) do
+    if client != nil and not Process.alive?(client), do: Native.instance_interrupt(ref)
+    later = if scheduler == :auto, do: :dirty, else: scheduler
+    ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client)
   end
 
-  defp drive(:yield, instance, scheduler) do
-    instance.ref |> resume(:continue, nil, :dirty) |> drive(instance, scheduler)
-  end
-
-  defp drive({:import, index, args}, instance, scheduler) do
+  defp drive({:import, index, args}, %{ref: ref} = instance, scheduler, client) do
     {module, name, function} = elem(instance.imports, index)
 
-    case run_import(function, [instance | args]) do
+    case run_import(function, instance, args) do
       {:return, value} ->
-        case resume(instance.ref, :return, value, scheduler) do
+        case resume(ref, :return, value, scheduler) do
           {:error, :import_result} -> {:error, bad_result(instance, index, value)}
-          step -> drive(step, instance, scheduler)
+          step -> drive(step, instance, scheduler, client)
         end
 
       {:raise, kind, reason, stacktrace} ->
-        case resume(instance.ref, :raise, nil, scheduler) do
+        case resume(ref, :raise, nil, scheduler) do
           {:error, :raised} ->
             {:error,
              %ImportError{
@@ -208,10 +249,13 @@ defmodule Beamr.Instance do
              }}
 
           step ->
-            drive(step, instance, scheduler)
+            drive(step, instance, scheduler, client)
         end
     end
   end
+
+  defp run_import({:list, function}, instance, args), do: run_import(function, [instance, args])
+  defp run_import(function, instance, args), do: run_import(function, [instance | args])
 
   defp run_import(function, args) do
     {:return, apply(function, args)}
@@ -251,7 +295,7 @@ defmodule Beamr.Instance do
       {:ok, 1000}
   """
   @spec fuel(Beamr.guest()) :: {:ok, non_neg_integer()} | {:error, ExportError.t()}
-  def fuel(guest), do: perform(guest, :fuel, {:fuel, nil}, nil, nil, nil)
+  def fuel(guest) when is_guest(guest), do: perform(guest, :fuel, {:fuel, nil}, nil, nil, nil)
 
   @doc "As `fuel/1`, but raises the error."
   @spec fuel!(Beamr.guest()) :: non_neg_integer()
@@ -270,7 +314,7 @@ defmodule Beamr.Instance do
   """
   @spec add_fuel(Beamr.guest(), non_neg_integer()) ::
           {:ok, non_neg_integer()} | {:error, ExportError.t()}
-  def add_fuel(guest, amount) when is_integer(amount) and amount >= 0 do
+  def add_fuel(guest, amount) when is_guest(guest) and is_integer(amount) and amount >= 0 do
     perform(guest, :add_fuel, {:fuel, nil}, amount, nil, amount)
   end
 
@@ -286,7 +330,7 @@ defmodule Beamr.Instance do
       {:ok, 42}
   """
   @spec get_global(Beamr.guest(), String.t()) :: {:ok, Beamr.value()} | {:error, ExportError.t()}
-  def get_global(guest, name) when is_binary(name) do
+  def get_global(guest, name) when is_guest(guest) and is_binary(name) do
     perform(guest, :global_get, {:global, name}, nil, nil, nil)
   end
 
@@ -304,7 +348,7 @@ defmodule Beamr.Instance do
       {:ok, 0.5}
   """
   @spec set_global(Beamr.guest(), String.t(), Beamr.value()) :: :ok | {:error, ExportError.t()}
-  def set_global(guest, name, value) when is_binary(name) do
+  def set_global(guest, name, value) when is_guest(guest) and is_binary(name) do
     perform(guest, :global_set, {:global, name}, nil, value, value)
   end
 
@@ -321,7 +365,7 @@ defmodule Beamr.Instance do
   """
   @spec table_size(Beamr.guest(), String.t()) ::
           {:ok, non_neg_integer()} | {:error, ExportError.t()}
-  def table_size(guest, name) when is_binary(name) do
+  def table_size(guest, name) when is_guest(guest) and is_binary(name) do
     perform(guest, :table_size, {:table, name}, nil, nil, nil)
   end
 
@@ -340,7 +384,8 @@ defmodule Beamr.Instance do
   """
   @spec table_get(Beamr.guest(), String.t(), non_neg_integer()) ::
           {:ok, Beamr.value()} | {:error, ExportError.t()}
-  def table_get(guest, name, index) when is_binary(name) and is_integer(index) and index >= 0 do
+  def table_get(guest, name, index)
+      when is_guest(guest) and is_binary(name) and is_integer(index) and index >= 0 do
     perform(guest, :table_get, {:table, name}, index, nil, index)
   end
 
@@ -352,7 +397,7 @@ defmodule Beamr.Instance do
   @spec table_set(Beamr.guest(), String.t(), non_neg_integer(), Beamr.value()) ::
           :ok | {:error, ExportError.t()}
   def table_set(guest, name, index, value)
-      when is_binary(name) and is_integer(index) and index >= 0 do
+      when is_guest(guest) and is_binary(name) and is_integer(index) and index >= 0 do
     case perform(guest, :table_set, {:table, name}, index, value, value) do
       {:error, %{reason: :out_of_bounds} = error} -> {:error, %{error | given: index}}
       result -> result
@@ -381,7 +426,7 @@ defmodule Beamr.Instance do
   @spec table_grow(Beamr.guest(), String.t(), non_neg_integer(), Beamr.value()) ::
           {:ok, non_neg_integer()} | {:error, ExportError.t()}
   def table_grow(guest, name, delta, value)
-      when is_binary(name) and is_integer(delta) and delta >= 0 do
+      when is_guest(guest) and is_binary(name) and is_integer(delta) and delta >= 0 do
     case perform(guest, :table_grow, {:table, name}, delta, value, value) do
       {:error, %{reason: :cannot_grow} = error} -> {:error, %{error | given: delta}}
       result -> result
@@ -395,16 +440,29 @@ defmodule Beamr.Instance do
     guest |> table_grow(name, delta, value) |> Error.unwrap!()
   end
 
+  @doc false
   # Does what needs the store and runs no guest code: at once when the instance is idle or inside
   # an import, else when its turn has come.
-  defp perform(%__MODULE__{} = guest, verb, {_kind, name} = export, index, value, given) do
-    case attempt(guest, verb, name || "", index, value, @timeout) do
+  @spec perform(Beamr.guest(), atom(), {atom(), String.t() | nil}, term(), term(), term()) ::
+          :ok | {:ok, term()} | {:error, ExportError.t()}
+  def perform(guest, verb, {_kind, name} = export, index, value, given) do
+    case Guest.place(guest, {__MODULE__, verb, [guest, name]}) do
+      {:instance, ref} ->
+        perform_on(ref, verb, export, index, value, given)
+
+      {:remote, node, guest} ->
+        Guest.remote(node, __MODULE__, :perform, [guest, verb, export, index, value, given])
+    end
+  end
+
+  defp perform_on(ref, verb, {_kind, name} = export, index, value, given) do
+    case attempt(ref, verb, name || "", index, value, @timeout) do
       {:error, reason} -> {:error, Error.export(reason, export, given)}
       result -> result
     end
   end
 
-  defp attempt(%{ref: ref} = guest, verb, name, index, value, timeout) do
+  defp attempt(ref, verb, name, index, value, timeout) do
     result =
       case Native.export_perform(ref, verb, name, index, value) do
         :dirty -> Native.export_perform_dirty(ref, verb, name, index, value)
@@ -413,7 +471,7 @@ defmodule Beamr.Instance do
 
     case result do
       {:queue, turn} ->
-        await_turn(guest, turn, timeout, &attempt(guest, verb, name, index, value, &1))
+        await_turn(ref, turn, timeout, &attempt(ref, verb, name, index, value, &1))
 
       result ->
         result

@@ -2,7 +2,7 @@ defmodule Beamr.IO do
   @moduledoc """
   Reading and writing a guest's linear memory, and allocating in it.
 
-  Offsets and lengths are bytes. A guard refuses what is no instance, no integer or negative
+  Offsets and lengths are bytes. A guard refuses what is no guest, no integer or negative
   (`FunctionClauseError`); what lies outside the memory is `{:error, %Beamr.MemoryError{}}`,
   whatever the numbers. Every function may be called from any process, also while a call is
   in flight, and from inside an import: it acts on the memory between two slices of the guest,
@@ -24,7 +24,9 @@ defmodule Beamr.IO do
       {:out_of_bounds, 65534, 4, 65536}
   """
 
-  alias Beamr.{CallError, Error, Instance, MemoryError, Native}
+  import Beamr.Guest, only: [is_guest: 1]
+
+  alias Beamr.{CallError, Error, Guest, Instance, MemoryError, Native}
 
   @typedoc "`memory:` names an exported memory."
   @type option :: {:memory, String.t() | nil}
@@ -41,7 +43,16 @@ defmodule Beamr.IO do
   @spec size(Beamr.guest(), [option()]) :: {:ok, non_neg_integer()} | {:error, MemoryError.t()}
   def size(guest, opts \\ [])
 
-  def size(%Instance{ref: ref}, opts) do
+  def size(%Instance{ref: ref}, opts), do: size_at(ref, opts)
+
+  def size(guest, opts) when is_guest(guest) do
+    case Guest.place(guest, {__MODULE__, :size, [guest, opts]}) do
+      {:instance, ref} -> size_at(ref, opts)
+      {:remote, node, guest} -> Guest.remote(node, __MODULE__, :size, [guest, opts])
+    end
+  end
+
+  defp size_at(ref, opts) do
     memory = memory(opts)
 
     case Native.memory_size(ref, memory) do
@@ -70,6 +81,21 @@ defmodule Beamr.IO do
 
   def read(%Instance{ref: ref}, offset, length, opts)
       when is_integer(offset) and offset >= 0 and is_integer(length) and length >= 0 do
+    read_at(ref, offset, length, opts)
+  end
+
+  def read(guest, offset, length, opts)
+      when is_guest(guest) and is_integer(offset) and offset >= 0 and is_integer(length) and
+             length >= 0 do
+    args = [guest, offset, length, opts]
+
+    case Guest.place(guest, {__MODULE__, :read, args}) do
+      {:instance, ref} -> read_at(ref, offset, length, opts)
+      {:remote, node, guest} -> Guest.remote(node, __MODULE__, :read, [guest | tl(args)])
+    end
+  end
+
+  defp read_at(ref, offset, length, opts) do
     memory = memory(opts)
 
     case Native.memory_read(ref, memory, offset, length) do
@@ -107,10 +133,31 @@ defmodule Beamr.IO do
 
   def write(%Instance{ref: ref}, data, offset, opts)
       when (is_binary(data) or is_list(data)) and is_integer(offset) and offset >= 0 do
-    store(ref, memory(opts), data, offset, false)
+    write_at(ref, memory(opts), data, offset, false)
   end
 
-  defp store(ref, memory, data, offset, terminated) do
+  def write(guest, data, offset, opts)
+      when is_guest(guest) and (is_binary(data) or is_list(data)) and is_integer(offset) and
+             offset >= 0 do
+    place_and_write(guest, data, offset, false, opts)
+  end
+
+  @doc false
+  @spec place_and_write(Beamr.guest(), iodata(), non_neg_integer(), boolean(), [option()]) ::
+          :ok | {:error, MemoryError.t()}
+  def place_and_write(guest, data, offset, terminated, opts) do
+    args = [guest, data, offset, terminated, opts]
+
+    case Guest.place(guest, {__MODULE__, :write, [guest, data, offset, opts]}) do
+      {:instance, ref} ->
+        write_at(ref, memory(opts), data, offset, terminated)
+
+      {:remote, node, guest} ->
+        Guest.remote(node, __MODULE__, :place_and_write, [guest | tl(args)])
+    end
+  end
+
+  defp write_at(ref, memory, data, offset, terminated) do
     result =
       case Native.memory_write(ref, memory, offset, data, terminated) do
         :dirty -> Native.memory_write_dirty(ref, memory, offset, data, terminated)
@@ -151,8 +198,18 @@ defmodule Beamr.IO do
           {:ok, binary()} | {:error, MemoryError.t()}
   def read_string(guest, offset, chunk \\ @chunk, opts \\ [])
 
-  def read_string(%Instance{ref: ref}, offset, chunk, opts)
-      when is_integer(offset) and offset >= 0 and is_integer(chunk) and chunk > 0 do
+  def read_string(guest, offset, chunk, opts)
+      when is_guest(guest) and is_integer(offset) and offset >= 0 and is_integer(chunk) and
+             chunk > 0 do
+    args = [guest, offset, chunk, opts]
+
+    case Guest.place(guest, {__MODULE__, :read_string, args}) do
+      {:instance, ref} -> read_string_at(ref, offset, chunk, opts)
+      {:remote, node, guest} -> Guest.remote(node, __MODULE__, :read_string, [guest | tl(args)])
+    end
+  end
+
+  defp read_string_at(ref, offset, chunk, opts) do
     memory = memory(opts)
 
     case Native.memory_read_string(ref, memory, offset, chunk) do
@@ -181,10 +238,10 @@ defmodule Beamr.IO do
   """
   @spec write_string(Beamr.guest(), iodata()) ::
           {:ok, pos_integer()} | {:error, Exception.t()}
-  def write_string(%Instance{ref: ref} = guest, string)
-      when is_binary(string) or is_list(string) do
+  def write_string(guest, string)
+      when is_guest(guest) and (is_binary(string) or is_list(string)) do
     with {:ok, pointer} <- malloc(guest, :erlang.iolist_size(string) + 1),
-         :ok <- store(ref, nil, string, pointer, true) do
+         :ok <- place_and_write(guest, string, pointer, true, []) do
       {:ok, pointer}
     end
   end
@@ -201,8 +258,8 @@ defmodule Beamr.IO do
   it answers 0.
   """
   @spec malloc(Beamr.guest(), non_neg_integer()) :: {:ok, pos_integer()} | {:error, Exception.t()}
-  def malloc(%Instance{} = guest, length) when is_integer(length) and length >= 0 do
-    case Instance.call(guest, "malloc", [length], @timeout, :auto, true) do
+  def malloc(guest, length) when is_guest(guest) and is_integer(length) and length >= 0 do
+    case Guest.call(guest, "malloc", [length], @timeout, :auto, true) do
       {:ok, [0]} ->
         {:error, %MemoryError{reason: :malloc_failed, length: length}}
 
@@ -223,8 +280,8 @@ defmodule Beamr.IO do
 
   @doc "Calls the guest's own `free` with the pointer."
   @spec free(Beamr.guest(), non_neg_integer()) :: :ok | {:error, Exception.t()}
-  def free(%Instance{} = guest, pointer) when is_integer(pointer) and pointer >= 0 do
-    with {:ok, _results} <- Instance.call(guest, "free", [pointer], @timeout, :auto, true),
+  def free(guest, pointer) when is_guest(guest) and is_integer(pointer) and pointer >= 0 do
+    with {:ok, _results} <- Guest.call(guest, "free", [pointer], @timeout, :auto, true),
          do: :ok
   end
 

@@ -1,0 +1,109 @@
+defmodule Beamr.Guest do
+  @moduledoc false
+  # Finds what a `t:Beamr.guest/0` stands for. Memory is reached by a server's pid without the
+  # server: the instance's reference is in the registry under the pid.
+
+  # Matched as maps, because the struct's own module needs the guard below.
+  alias Beamr.Instance
+
+  @registry Beamr.Registry
+
+  defguardp is_name(term)
+            when (is_atom(term) and term not in [nil, true, false]) or
+                   (is_tuple(term) and tuple_size(term) == 2 and
+                      (elem(term, 0) == :global or
+                         (is_atom(elem(term, 0)) and is_atom(elem(term, 1))))) or
+                   (is_tuple(term) and tuple_size(term) == 3 and elem(term, 0) == :via and
+                      is_atom(elem(term, 1)))
+
+  @doc "Whether a term can address a guest. The guards of the public functions."
+  defguard is_guest(term) when is_struct(term, Instance) or is_pid(term) or is_name(term)
+
+  @type place :: {:instance, reference()} | {:remote, node(), Beamr.guest()}
+
+  @doc "Makes the calling server findable."
+  @spec register(Instance.t()) :: :ok
+  def register(%{__struct__: Instance, ref: ref}) do
+    {:ok, _owner} = Registry.register(@registry, self(), ref)
+    :ok
+  end
+
+  @doc "Puts another instance in the calling server's place."
+  @spec replace(Instance.t()) :: :ok
+  def replace(%{__struct__: Instance, ref: ref}) do
+    {_new, _old} = Registry.update_value(@registry, self(), fn _old -> ref end)
+    :ok
+  end
+
+  @doc """
+  The reference of the guest's instance, or where else to look for it. Exits with `:noproc`, as
+  `GenServer.call` does, where there is no such server.
+  """
+  @spec place(Beamr.guest(), {module(), atom(), list()}) :: place()
+  def place(%{__struct__: Instance, ref: ref}, _mfa), do: {:instance, ref}
+
+  def place(guest, mfa) do
+    case server(guest, mfa) do
+      pid when is_pid(pid) ->
+        case Registry.lookup(@registry, pid) do
+          [{^pid, ref}] -> {:instance, ref}
+          [] -> exit({:noproc, mfa})
+        end
+
+      remote ->
+        remote
+    end
+  end
+
+  @doc """
+  Calls a function of the guest: in this process for an instance and inside a server's own
+  imports, in the server otherwise. `unsigned` makes integer results unsigned.
+  """
+  @spec call(
+          Beamr.guest(),
+          String.t() | Beamr.funcref(),
+          list(),
+          timeout(),
+          Instance.scheduler(),
+          boolean()
+        ) :: {:ok, list()} | {:error, Exception.t()}
+  def call(%{__struct__: Instance} = instance, function, args, timeout, scheduler, unsigned) do
+    Instance.call(instance, function, args, timeout, scheduler, unsigned)
+  end
+
+  def call(guest, function, args, timeout, scheduler, unsigned) do
+    case server(guest, {Beamr, :call, [guest, function, args]}) do
+      pid when pid == self() ->
+        Beamr.Server.call_self(function, args, timeout, scheduler, unsigned)
+
+      pid when is_pid(pid) ->
+        Beamr.Server.request(pid, function, args, timeout, scheduler, unsigned)
+
+      {:remote, node, guest} ->
+        remote(node, __MODULE__, :call, [guest, function, args, timeout, scheduler, unsigned])
+    end
+  end
+
+  defp server(pid, _mfa) when is_pid(pid) and node(pid) == node(), do: pid
+  defp server(pid, _mfa) when is_pid(pid), do: {:remote, node(pid), pid}
+
+  defp server(name, mfa) do
+    case GenServer.whereis(name) do
+      nil -> exit({:noproc, mfa})
+      pid when is_pid(pid) -> server(pid, mfa)
+      {name, node} when node == node() -> server(name, mfa)
+      {name, node} -> {:remote, node, name}
+    end
+  end
+
+  @doc "Applies a function on the guest's node, as if it had been called there."
+  @spec remote(node(), module(), atom(), list()) :: term()
+  def remote(node, module, function, args) do
+    :erpc.call(node, module, function, args)
+  catch
+    :error, {:erpc, reason} -> exit({{:nodedown, node, reason}, {module, function, args}})
+    :error, {:exception, reason, _stacktrace} -> :erlang.error(reason)
+    :exit, {:exception, reason} -> exit(reason)
+    :exit, {:signal, reason} -> exit(reason)
+  end
+end
