@@ -127,7 +127,7 @@ defmodule Beamr.CallError do
   | `:unknown_function` | no function is exported under this name | `function` |
   | `:arity` | the wrong number of arguments | `wanted`, `given` |
   | `:argument` | an argument is of the wrong type or outside its type's range | `position` (from 1), `wanted`, `given` |
-  | `:foreign_function` | a function handle of another instance, or no function handle at all | |
+  | `:foreign_function` | a function handle of another instance was called (or something that is no handle), or given as an argument | `position`, `given` for an argument |
   | `:timeout` | the call's time was up | |
   | `:interrupted` | another process called `Beamr.interrupt/1` | |
   | `:closed` | the instance is closed | |
@@ -171,8 +171,13 @@ defmodule Beamr.CallError do
       "argument #{e.position} of #{inspect(e.function)} must be #{Beamr.Module.describe(e.wanted)}, " <>
         "given: #{inspect(e.given)}"
 
-  def message(%{reason: :foreign_function} = e),
+  def message(%{reason: :foreign_function, position: nil} = e),
     do: "not a function of this instance: #{inspect(e.function)}"
+
+  def message(%{reason: :foreign_function} = e),
+    do:
+      "argument #{e.position} of #{inspect(e.function)} must be a function of the same instance, " <>
+        "given: #{inspect(e.given)}"
 
   def message(%{reason: :timeout} = e), do: "#{what(e)} timed out"
   def message(%{reason: :interrupted} = e), do: "#{what(e)} was interrupted"
@@ -444,9 +449,9 @@ defmodule Beamr.Error do
     %CallError{reason: :arity, function: function, wanted: wanted, given: given}
   end
 
-  def call({:argument, position, type, _problem}, function, args) do
+  def call({:argument, position, type, problem}, function, args) do
     %CallError{
-      reason: :argument,
+      reason: if(problem == :funcref, do: :foreign_function, else: :argument),
       function: function,
       position: position,
       wanted: type,

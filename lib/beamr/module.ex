@@ -107,6 +107,16 @@ defmodule Beamr.Module do
   @spec name(t()) :: String.t() | nil
   def name(%__MODULE__{name: name}), do: name
 
+  @doc """
+  The module's custom sections, in its own order: name and size in bytes.
+
+      iex> module = Beamr.compile!(~s|(module (@custom "note" "hello"))|)
+      iex> Beamr.Module.custom_sections(module)
+      [{"note", 5}]
+  """
+  @spec custom_sections(t()) :: [{name :: String.t(), size :: non_neg_integer()}]
+  def custom_sections(%__MODULE__{ref: ref}), do: Native.module_custom_sections(ref)
+
   @doc false
   @spec format_type(extern_type()) :: String.t()
   def format_type({:function, %{params: params, results: results}}) do

@@ -45,6 +45,9 @@ defmodule Beamr.Native do
   @spec module_name(module_ref()) :: String.t() | nil
   def module_name(_module), do: unloaded()
 
+  @spec module_custom_sections(module_ref()) :: [{String.t(), non_neg_integer()}]
+  def module_custom_sections(_module), do: unloaded()
+
   @spec instance_start(
           module_ref(),
           timeout :: integer(),

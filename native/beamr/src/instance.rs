@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustler::{
-    Atom, Binary, Encoder, Env, LocalPid, Monitor, NifResult, Resource, ResourceArc, Term,
+    Atom, Binary, Encoder, Env, LocalPid, Monitor, NifResult, OwnedEnv, Resource, ResourceArc, Term,
 };
 use wasmtime::{Store, ThrownException, Trap};
 
@@ -93,13 +93,24 @@ struct Waiter {
     pid: LocalPid,
     monitor: Monitor,
     /// Tells the waiter's driver that the message is for it.
-    turn: HeldTerm,
+    turn: Arc<HeldTerm>,
 }
 
 impl Waiter {
-    /// Sends the message that the waiter's driver waits for.
+    /// Sends the message that the waiter's driver waits for; false where the waiter is dead.
     fn call_up(&self, env: Env) -> bool {
-        env.send(&self.pid, (atoms::beamr_turn(), self.turn.load(env))).is_ok()
+        if env.send(&self.pid, (atoms::beamr_turn(), self.turn.load(env))).is_ok() {
+            return true;
+        }
+        // A process that was killed inside a dirty NIF can send no more: a thread that belongs to
+        // no process does it then.
+        let (pid, turn) = (self.pid, self.turn.clone());
+        let send = move || {
+            let _ = OwnedEnv::new()
+                .send_and_clear(&pid, |env| (atoms::beamr_turn(), turn.load(env)).encode(env));
+        };
+        self.pid.is_alive(env)
+            && std::thread::Builder::new().name("beamr-send".into()).spawn(send).is_ok()
     }
 }
 
@@ -219,11 +230,12 @@ impl InstanceResource {
         state.queue.retain(|waiter| waiter.pid != pid);
         if state.turn.as_ref().is_some_and(|waiter| waiter.pid == pid) {
             state.turn = None;
-            state.pass_turn(env);
         }
         if matches!(&state.holder, Holder::Running(flight) if flight.caller == pid) {
             self.exchange.request_stop(Stop::CallerDied);
             self.run_out(state);
+        }
+        if state.turn.is_none() && !matches!(state.holder, Holder::Running(_)) {
             state.pass_turn(env);
         }
     }
@@ -292,14 +304,13 @@ impl InstanceResource {
             },
             Polled::Finished(outcome) => {
                 self.unwatch(env, this, monitor);
-                let answer = self.answer(env, outcome);
                 state.pass_turn(env);
-                answer
+                self.answer(env, outcome)
             }
             Polled::Panicked => {
                 self.unwatch(env, this, monitor);
-                self.exchange.end_all();
                 state.pass_turn(env);
+                self.exchange.end_all();
                 error::encode(env, &Fault::Panicked)
             }
         }
@@ -371,6 +382,9 @@ impl InstanceResource {
     /// Begins a call, or queues for one. Arguments are converted first, so that a call that
     /// cannot be made is refused at once.
     fn begin<'a>(&self, env: Env<'a>, request: &Request<'a>, state: &mut State) -> Term<'a> {
+        if matches!(state.holder, Holder::Closed) {
+            return error::encode(env, &Fault::Stop(Stop::Closed));
+        }
         let (target, args) = match self.prepare(request) {
             Ok(prepared) => prepared,
             Err(fault) => return error::encode(env, &fault),
@@ -459,9 +473,8 @@ impl InstanceResource {
                 problem,
             };
             let (head, tail) = rest.list_get_cell().map_err(|_| refuse(atoms::type_()))?;
-            args.push(
-                self.own(value::decode(head, ty).map_err(|mismatch| refuse(mismatch.atom()))?)?,
-            );
+            let value = value::decode(head, ty).map_err(|mismatch| refuse(mismatch.atom()))?;
+            args.push(self.own(value).map_err(|_| refuse(atoms::funcref()))?);
             rest = tail;
         }
         Ok((target, args))
@@ -486,7 +499,7 @@ impl InstanceResource {
             return error::encode(env, &Fault::Stop(Stop::CallerDied));
         };
         let turn = env.make_ref();
-        state.queue.push_back(Waiter { pid: me, monitor, turn: HeldTerm::new(*turn) });
+        state.queue.push_back(Waiter { pid: me, monitor, turn: Arc::new(HeldTerm::new(*turn)) });
         (atoms::queue(), turn).encode(env)
     }
 
@@ -539,11 +552,16 @@ impl InstanceResource {
             [] => Some(Vec::new()),
             [ty] => Some(vec![value(term, ty)?]),
             types => {
-                let terms: Vec<Term> = term.decode().ok()?;
-                if terms.len() != types.len() {
+                if term.list_length().ok()? != types.len() {
                     return None;
                 }
-                terms.into_iter().zip(types).map(|(term, ty)| value(term, ty)).collect()
+                let mut rest = term;
+                let next = |ty| {
+                    let (head, tail) = rest.list_get_cell().ok()?;
+                    rest = tail;
+                    value(head, ty)
+                };
+                types.iter().map(next).collect()
             }
         }
     }

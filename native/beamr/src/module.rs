@@ -31,6 +31,8 @@ pub struct Compiled {
     /// Signatures of imported functions by import index; other kinds of import have none.
     pub imports: Vec<Option<Signature>>,
     pub pre: Option<InstancePre<Host>>,
+    /// Name and size in bytes of each custom section.
+    custom_sections: Vec<(Box<str>, usize)>,
 }
 
 pub struct ExportedFunction {
@@ -55,7 +57,7 @@ pub struct ModuleResource(pub Arc<Compiled>);
 impl Resource for ModuleResource {}
 
 impl Compiled {
-    fn new(module: Module) -> wasmtime::Result<Self> {
+    fn new(module: Module, binary: &[u8]) -> wasmtime::Result<Self> {
         let mut functions = HashMap::new();
         let mut globals = HashMap::new();
         let mut tables = HashMap::new();
@@ -85,7 +87,8 @@ impl Compiled {
         let imports =
             module.imports().map(|import| import.ty().func().map(Signature::new)).collect();
         let pre = resolve_imports(&module)?;
-        Ok(Compiled { module, functions, globals, tables, memories, imports, pre })
+        let custom_sections = custom_sections(binary);
+        Ok(Compiled { module, functions, globals, tables, memories, imports, pre, custom_sections })
     }
 }
 
@@ -177,7 +180,7 @@ fn compile(source: &[u8], options: Options) -> Result<Compiled, CompileFault> {
     }
     engine::get(options)
         .and_then(|engine| Module::from_binary(engine, &binary))
-        .and_then(Compiled::new)
+        .and_then(|module| Compiled::new(module, &binary))
         .map_err(|error| describe(&error))
 }
 
@@ -196,14 +199,7 @@ fn assemble(source: &[u8]) -> Result<Vec<u8>, CompileFault> {
 }
 
 fn describe(error: &wasmtime::Error) -> CompileFault {
-    let message = error.root_cause().to_string();
-    // wasmparser ends its messages with the place: "... (at offset 0x1f)".
-    let (message, offset) = match message.rsplit_once(" (at offset 0x") {
-        Some((text, place)) => {
-            (text.to_string(), usize::from_str_radix(place.trim_end_matches(')'), 16).ok())
-        }
-        None => (message, None),
-    };
+    let (message, offset) = split_place(error.root_cause().to_string());
     let kind = if message.contains("legacy_exceptions") || message.contains("legacy exceptions") {
         atoms::legacy_exceptions()
     } else if names_missing_feature(&message) {
@@ -212,6 +208,23 @@ fn describe(error: &wasmtime::Error) -> CompileFault {
         atoms::binary()
     };
     CompileFault::Binary { kind, message, offset }
+}
+
+/// The place stands before the message ("Invalid input WebAssembly code at offset 31: ...") or
+/// behind it ("... (at offset 0x1f)").
+fn split_place(message: String) -> (String, Option<usize>) {
+    let before = message.split_once(" at offset ").and_then(|(_, rest)| {
+        let (place, text) = rest.split_once(": ")?;
+        Some((text.to_string(), place.parse().ok()?))
+    });
+    let behind = message.rsplit_once(" (at offset 0x").and_then(|(text, place)| {
+        let place = usize::from_str_radix(place.strip_suffix(')')?, 16).ok()?;
+        Some((text.to_string(), place))
+    });
+    match before.or(behind) {
+        Some((text, place)) => (text, Some(place)),
+        None => (message, None),
+    }
 }
 
 /// wasmparser says of a proposal that is switched off that it "is not enabled", that its
@@ -224,6 +237,7 @@ fn names_missing_feature(message: &str) -> bool {
         "proposal required",
         "not supported",
         "without the",
+        "is disabled",
         "feature required",
         "requires the",
         "unsupported",
@@ -250,6 +264,37 @@ fn module_exports<'a>(env: Env<'a>, module: &'a ModuleResource) -> NifResult<Ter
         list.push((error::text(env, export.name()), extern_type(env, &export.ty())?));
     }
     Ok(list.encode(env))
+}
+
+/// The custom sections of a valid module: id 0, the section's size, and the name in front of
+/// its contents.
+fn custom_sections(binary: &[u8]) -> Vec<(Box<str>, usize)> {
+    let mut sections = Vec::new();
+    let mut rest = binary.get(8..).unwrap_or_default();
+    while let Some((&id, after)) = rest.split_first() {
+        let Some((section, after)) = split_sized(after) else { break };
+        if id == 0
+            && let Some((name, contents)) = split_sized(section)
+        {
+            sections.push((String::from_utf8_lossy(name).into(), contents.len()));
+        }
+        rest = after;
+    }
+    sections
+}
+
+/// The bytes that a LEB128 length stands before, and those behind them.
+fn split_sized(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let last = bytes.iter().take(5).position(|byte| byte & 0x80 == 0)?;
+    let (length, rest) = bytes.split_at(last + 1);
+    let length = length.iter().rev().fold(0u64, |n, byte| n << 7 | u64::from(byte & 0x7f));
+    rest.split_at_checked(usize::try_from(length).ok()?)
+}
+
+#[rustler::nif]
+fn module_custom_sections<'a>(env: Env<'a>, module: &'a ModuleResource) -> Vec<Term<'a>> {
+    let sections = module.0.custom_sections.iter();
+    sections.map(|(name, size)| (error::text(env, name), size).encode(env)).collect()
 }
 
 #[rustler::nif]

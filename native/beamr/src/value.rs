@@ -4,12 +4,13 @@
 //! references live in a store, and the two are not always at hand together:
 //! term ⇄ [`Value`] (no store) and [`Value`] ⇄ [`Val`] (no environment).
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustler::env::SavedTerm;
 use rustler::{Atom, Binary, Encoder, Env, NewBinary, OwnedEnv, Resource, ResourceArc, Term};
-use wasmtime::{AsContextMut, ExternRef, Func, HeapType, RefType, Rooted, Val, ValType};
+use wasmtime::{AsContextMut, ExternRef, Func, FuncType, HeapType, RefType, Rooted, Val, ValType};
 
 use crate::atoms;
 
@@ -50,6 +51,17 @@ pub struct FuncHandle {
     /// The identity of the instance that the function belongs to.
     pub owner: u64,
     pub signature: Signature,
+    ty: FuncType,
+}
+
+impl FuncHandle {
+    fn is_a(&self, wanted: &HeapType) -> bool {
+        match wanted {
+            HeapType::Func => true,
+            HeapType::ConcreteFunc(wanted) => self.ty.matches(wanted),
+            _ => false,
+        }
+    }
 }
 
 pub struct FuncResource(pub Arc<FuncHandle>);
@@ -81,7 +93,7 @@ pub struct Signature {
 }
 
 impl Signature {
-    pub fn new(ty: &wasmtime::FuncType) -> Self {
+    pub fn new(ty: &FuncType) -> Self {
         Signature { params: ty.params().collect(), results: ty.results().collect() }
     }
 }
@@ -131,14 +143,13 @@ pub fn decode(term: Term, ty: &ValType) -> Result<Value, Mismatch> {
             },
         },
         ValType::F32 => {
-            let wide = decode_float(term)?;
-            let narrow = wide as f32;
-            match wide.is_finite() && narrow.is_infinite() {
+            let (value, is_finite) = decode_float(term, |n| n as f32, |x| x as f32)?;
+            match is_finite && value.is_infinite() {
                 true => Err(Mismatch::Range),
-                false => Ok(Value::F32(narrow)),
+                false => Ok(Value::F32(value)),
             }
         }
-        ValType::F64 => decode_float(term).map(Value::F64),
+        ValType::F64 => decode_float(term, |n| n as f64, |x| x).map(|(x, _)| Value::F64(x)),
         ValType::V128 => {
             let bytes = Binary::from_term(term).map_err(|_| Mismatch::Type)?;
             match bytes.as_slice().try_into() {
@@ -154,24 +165,29 @@ fn integer_mismatch(term: Term) -> Mismatch {
     if term.is_integer() { Mismatch::Range } else { Mismatch::Type }
 }
 
-fn decode_float(term: Term) -> Result<f64, Mismatch> {
+/// The float, rounded once whatever number it comes from, and whether that number is finite.
+fn decode_float<F: FromStr + From<f32> + Into<f64> + Copy>(
+    term: Term,
+    from_integer: fn(i64) -> F,
+    from_float: fn(f64) -> F,
+) -> Result<(F, bool), Mismatch> {
     if let Ok(float) = term.decode::<f64>() {
-        return Ok(float);
+        return Ok((from_float(float), true));
     }
     if let Ok(n) = term.decode::<i64>() {
-        return Ok(n as f64);
+        return Ok((from_integer(n), true));
     }
     if term.is_integer() {
         // A big integer's debug form is its decimal digits, which parse with correct rounding.
-        return match format!("{term:?}").parse::<f64>() {
-            Ok(float) if float.is_finite() => Ok(float),
+        return match format!("{term:?}").parse::<F>() {
+            Ok(float) if float.into().is_finite() => Ok((float, true)),
             _ => Err(Mismatch::Range),
         };
     }
     match term {
-        t if atoms::nan() == t => Ok(f64::NAN),
-        t if atoms::infinity() == t => Ok(f64::INFINITY),
-        t if atoms::neg_infinity() == t => Ok(f64::NEG_INFINITY),
+        t if atoms::nan() == t => Ok((F::from(f32::NAN), false)),
+        t if atoms::infinity() == t => Ok((F::from(f32::INFINITY), false)),
+        t if atoms::neg_infinity() == t => Ok((F::from(f32::NEG_INFINITY), false)),
         _ => Err(Mismatch::Type),
     }
 }
@@ -181,8 +197,8 @@ fn decode_reference(term: Term, ty: &RefType) -> Result<Value, Mismatch> {
     match ty.heap_type().top() {
         _ if is_nil && ty.is_nullable() => Ok(Value::Null),
         HeapType::Func => match term.decode::<ResourceArc<FuncResource>>() {
-            Ok(func) => Ok(Value::Func(func.0.clone())),
-            Err(_) => Err(Mismatch::Type),
+            Ok(func) if func.0.is_a(ty.heap_type()) => Ok(Value::Func(func.0.clone())),
+            _ => Err(Mismatch::Type),
         },
         // Bottom types hold nothing but null.
         HeapType::Extern if matches!(ty.heap_type(), HeapType::NoExtern) => Err(Mismatch::Type),
@@ -257,8 +273,9 @@ pub fn from_val(mut store: impl AsContextMut, val: &Val, owner: u64) -> Value {
         Val::F64(bits) => Value::F64(f64::from_bits(*bits)),
         Val::V128(bits) => Value::V128(bits.as_u128()),
         Val::FuncRef(Some(func)) => {
-            let signature = Signature::new(&func.ty(store.as_context()));
-            Value::Func(Arc::new(FuncHandle { func: *func, owner, signature }))
+            let ty = func.ty(store.as_context());
+            let signature = Signature::new(&ty);
+            Value::Func(Arc::new(FuncHandle { func: *func, owner, signature, ty }))
         }
         Val::ExternRef(Some(reference)) => extern_value(store.as_context_mut(), *reference),
         Val::AnyRef(Some(_)) | Val::ExnRef(Some(_)) => Value::Opaque,
