@@ -80,8 +80,37 @@ defmodule Beamr.Guest do
         Beamr.Server.request(pid, function, args, timeout, scheduler, unsigned)
 
       {:remote, node, guest} ->
-        remote(node, __MODULE__, :call, [guest, function, args, timeout, scheduler, unsigned])
+        args = [guest, function, args, timeout, scheduler, unsigned]
+        remote(node, __MODULE__, :call_for, [self() | args])
     end
+  end
+
+  @doc false
+  # On the guest's node, on behalf of a process elsewhere: if that dies, so does this one, which
+  # ends the call.
+  @spec call_for(
+          pid(),
+          Beamr.guest(),
+          String.t() | Beamr.funcref(),
+          list(),
+          timeout(),
+          Instance.scheduler(),
+          boolean()
+        ) :: {:ok, list()} | {:error, Exception.t()}
+  def call_for(client, guest, function, args, timeout, scheduler, unsigned) do
+    proxy = self()
+
+    spawn(fn ->
+      client = Process.monitor(client)
+      done = Process.monitor(proxy)
+
+      receive do
+        {:DOWN, ^client, :process, _pid, _reason} -> Process.exit(proxy, :kill)
+        {:DOWN, ^done, :process, _pid, _reason} -> :ok
+      end
+    end)
+
+    call(guest, function, args, timeout, scheduler, unsigned)
   end
 
   defp server(pid, _mfa) when is_pid(pid) and node(pid) == node(), do: pid

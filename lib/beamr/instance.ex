@@ -67,15 +67,15 @@ defmodule Beamr.Instance do
 
   defp make(module, imports, options) do
     with {:ok, functions} <- link(module, imports) do
+      native_options =
+        {milliseconds(options.timeout), options.max_depth, options.max_memory,
+         options.max_table_elements, options.fuel}
+
       {ref, step} =
-        Native.instance_start(
-          module.ref,
-          milliseconds(options.timeout),
-          options.max_depth,
-          options.max_memory,
-          options.max_table_elements,
-          options.fuel
-        )
+        case Native.instance_start(module.ref, native_options) do
+          :dirty -> Native.instance_start_dirty(module.ref, native_options)
+          started -> started
+        end
 
       instance = %__MODULE__{ref: ref, module: module, imports: functions}
 

@@ -48,16 +48,16 @@ defmodule Beamr.Native do
   @spec module_custom_sections(module_ref()) :: [{String.t(), non_neg_integer()}]
   def module_custom_sections(_module), do: unloaded()
 
-  @spec instance_start(
-          module_ref(),
-          timeout :: integer(),
-          max_depth :: pos_integer(),
-          max_memory :: non_neg_integer() | nil,
-          max_table_elements :: non_neg_integer() | nil,
-          fuel :: non_neg_integer() | nil
-        ) :: {instance_ref(), step()}
-  def instance_start(_module, _timeout, _max_depth, _max_memory, _max_table_elements, _fuel),
-    do: unloaded()
+  @typedoc "Timeout, maximal depth, memory, table elements and fuel; nil is no limit."
+  @type instance_options ::
+          {integer(), pos_integer(), non_neg_integer() | nil, non_neg_integer() | nil,
+           non_neg_integer() | nil}
+
+  @spec instance_start(module_ref(), instance_options()) :: {instance_ref(), step()} | :dirty
+  def instance_start(_module, _options), do: unloaded()
+
+  @spec instance_start_dirty(module_ref(), instance_options()) :: {instance_ref(), step()}
+  def instance_start_dirty(_module, _options), do: unloaded()
 
   @spec instance_close(instance_ref()) :: :ok | :dirty
   def instance_close(_instance), do: unloaded()

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustler::{
-    Atom, Binary, Encoder, Env, LocalPid, Monitor, NifResult, OwnedEnv, Resource, ResourceArc, Term,
+    Atom, Binary, Decoder, Encoder, Env, LocalPid, Monitor, NifResult, OwnedEnv, Resource,
+    ResourceArc, Term,
 };
 use wasmtime::{Store, ThrownException, Trap};
 
@@ -689,27 +690,62 @@ fn locked<'a>(
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// `{resource, step}`. Limits are nil where there are none.
-#[rustler::nif]
-fn instance_start<'a>(
-    env: Env<'a>,
-    module: &'a ModuleResource,
-    milliseconds: i64,
+/// `{timeout, max_depth, max_memory, max_table_elements, fuel}`; limits are nil where there are
+/// none.
+struct InstanceOptions {
+    timeout: Option<Duration>,
     max_depth: usize,
     max_memory: Option<u64>,
     max_table_elements: Option<u64>,
     fuel: Option<u64>,
-) -> NifResult<Term<'a>> {
+}
+
+impl<'a> Decoder<'a> for InstanceOptions {
+    fn decode(term: Term<'a>) -> NifResult<Self> {
+        let (milliseconds, max_depth, max_memory, max_table_elements, fuel) = term.decode()?;
+        let timeout = timeout(milliseconds);
+        Ok(InstanceOptions { timeout, max_depth, max_memory, max_table_elements, fuel })
+    }
+}
+
+/// `{resource, step}`, or `:dirty`.
+#[rustler::nif]
+fn instance_start<'a>(
+    env: Env<'a>,
+    module: &'a ModuleResource,
+    options: InstanceOptions,
+) -> Term<'a> {
+    match module.0.is_heavy() {
+        true => atoms::dirty().encode(env),
+        false => make(env, &module.0, &options, Wait::Briefly),
+    }
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn instance_start_dirty<'a>(
+    env: Env<'a>,
+    module: &'a ModuleResource,
+    options: InstanceOptions,
+) -> Term<'a> {
+    make(env, &module.0, &options, Wait::AsLongAsNeeded)
+}
+
+fn make<'a>(
+    env: Env<'a>,
+    module: &Arc<Compiled>,
+    options: &InstanceOptions,
+    wait: Wait,
+) -> Term<'a> {
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let exchange = Arc::new(Exchange::new());
-    let compiled = module.0.clone();
+    let compiled = module.clone();
     let size = |limit: Option<u64>| limit.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-    let limits = Limits::new(size(max_memory), size(max_table_elements));
+    let limits = Limits::new(size(options.max_memory), size(options.max_table_elements));
     let host = Host::new(id, compiled.clone(), exchange.clone(), limits);
     let mut store = store::new(host, compiled.module.engine());
     // Refused where the module is not metered, which Elixir has made sure of if fuel is given.
-    let _ = store.set_fuel(fuel.unwrap_or(u64::MAX));
-    exchange.begin(exchange::deadline(timeout(milliseconds)), false);
+    let _ = store.set_fuel(options.fuel.unwrap_or(u64::MAX));
+    exchange.begin(exchange::deadline(options.timeout), false);
     let state = State {
         holder: Holder::Closed,
         exchange: exchange.clone(),
@@ -720,7 +756,7 @@ fn instance_start<'a>(
         id,
         module: compiled,
         exchange,
-        max_depth,
+        max_depth: options.max_depth,
         in_flight: AtomicBool::new(true),
         state: Mutex::new(state),
         deaths: Mutex::default(),
@@ -728,11 +764,11 @@ fn instance_start<'a>(
     });
     let this = resource.encode(env);
     let future = Box::pin(top_instantiate(store));
-    let step = locked(env, &resource, Wait::AsLongAsNeeded, |state| {
+    let step = locked(env, &resource, wait, |state| {
         resource.take_off(state, Flight { future, caller: env.pid(), monitor: None });
         resource.step(env, this, state)
     });
-    Ok((this, step).encode(env))
+    (this, step).encode(env)
 }
 
 fn close<'a>(env: Env<'a>, instance: &InstanceResource, wait: Wait) -> Term<'a> {

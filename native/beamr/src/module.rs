@@ -17,6 +17,8 @@ use crate::store::Host;
 use crate::value::{self, Signature};
 use crate::{atoms, error, import};
 
+const HEAVY_IMAGE: usize = 4 * 1024 * 1024;
+
 /// Compilation needs a deeper stack than a dirty scheduler has.
 const COMPILER_STACK: usize = 16 * 1024 * 1024;
 
@@ -57,6 +59,13 @@ pub struct ModuleResource(pub Arc<Compiled>);
 impl Resource for ModuleResource {}
 
 impl Compiled {
+    /// Whether making an instance takes longer than a normal scheduler should be held: there may
+    /// be megabytes of data to be copied.
+    pub fn is_heavy(&self) -> bool {
+        let image = self.module.image_range();
+        image.end as usize - image.start as usize > HEAVY_IMAGE
+    }
+
     fn new(module: Module, binary: &[u8]) -> wasmtime::Result<Self> {
         let mut functions = HashMap::new();
         let mut globals = HashMap::new();
@@ -112,7 +121,9 @@ fn resolve_imports(module: &Module) -> wasmtime::Result<Option<InstancePre<Host>
     linker.instantiate_pre(module).map(Some)
 }
 
-#[rustler::nif(schedule = "DirtyCpu")]
+/// The work is done on a thread; the dirty I/O scheduler only waits for it, and the dirty CPU
+/// schedulers are left to guests.
+#[rustler::nif(schedule = "DirtyIo")]
 fn module_compile<'a>(env: Env<'a>, source: Binary<'a>, options: Vec<Atom>) -> Term<'a> {
     let options = Options {
         fuel: options.contains(&atoms::fuel()),
@@ -246,7 +257,7 @@ fn names_missing_feature(message: &str) -> bool {
     .any(|phrase| message.contains(phrase))
 }
 
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyCpu")]
 fn module_imports<'a>(env: Env<'a>, module: &'a ModuleResource) -> NifResult<Term<'a>> {
     let mut list = Vec::new();
     for import in module.0.module.imports() {
@@ -257,7 +268,7 @@ fn module_imports<'a>(env: Env<'a>, module: &'a ModuleResource) -> NifResult<Ter
     Ok(list.encode(env))
 }
 
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyCpu")]
 fn module_exports<'a>(env: Env<'a>, module: &'a ModuleResource) -> NifResult<Term<'a>> {
     let mut list = Vec::new();
     for export in module.0.module.exports() {
@@ -291,7 +302,7 @@ fn split_sized(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::try_from(length).ok()?)
 }
 
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyCpu")]
 fn module_custom_sections<'a>(env: Env<'a>, module: &'a ModuleResource) -> Vec<Term<'a>> {
     let sections = module.0.custom_sections.iter();
     sections.map(|(name, size)| (error::text(env, name), size).encode(env)).collect()
