@@ -210,6 +210,8 @@ defmodule Beamr do
       next safe point; an import's Elixir code is not, but its guest does not go on after it. A
       nested call has no more time than the call it is nested in.
     * `:scheduler` - where the guest runs: see `t:Beamr.Instance.scheduler/0`.
+    * `:unsigned` - `true` to have i32 and i64 results unsigned, as pointers are: a pointer above
+      2 GiB is a negative i32 otherwise. (The arguments of imports are always signed.)
 
   Fails with
 
@@ -240,10 +242,11 @@ defmodule Beamr do
   def call(guest, function, args, opts)
       when is_guest(guest) and (is_binary(function) or is_reference(function)) and
              length(args) >= 0 and is_list(opts) do
-    opts = Keyword.validate!(opts, timeout: @call_timeout, scheduler: :auto)
+    opts = Keyword.validate!(opts, timeout: @call_timeout, scheduler: :auto, unsigned: false)
     check_timeout!(opts[:timeout])
     check_scheduler!(opts[:scheduler])
-    Guest.call(guest, function, args, opts[:timeout], opts[:scheduler], false)
+    check!(is_boolean(opts[:unsigned]), :unsigned, opts[:unsigned], "true or false")
+    Guest.call(guest, function, args, opts[:timeout], opts[:scheduler], opts[:unsigned])
   end
 
   @doc """

@@ -481,7 +481,7 @@ defmodule Beamr.Instance do
   defimpl Inspect do
     def inspect(%{module: module}, _opts) do
       case Beamr.Module.name(module) do
-        nil -> "#Beamr.Instance<>"
+        nil -> "#Beamr.Instance<unnamed>"
         name -> "#Beamr.Instance<#{name}>"
       end
     end

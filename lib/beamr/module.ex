@@ -151,7 +151,7 @@ defmodule Beamr.Module do
   def describe(type), do: "a null #{type} (nil)"
 
   defimpl Inspect do
-    def inspect(%{name: nil}, _opts), do: "#Beamr.Module<>"
+    def inspect(%{name: nil}, _opts), do: "#Beamr.Module<unnamed>"
     def inspect(%{name: name}, _opts), do: "#Beamr.Module<#{name}>"
   end
 end
