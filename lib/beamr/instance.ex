@@ -18,7 +18,7 @@ defmodule Beamr.Instance do
   defstruct [:ref, :module, :imports]
 
   @typedoc "An instance. Its fields are private."
-  @opaque t :: %__MODULE__{ref: reference(), module: Module.t(), imports: tuple()}
+  @type t :: %__MODULE__{ref: reference(), module: Module.t(), imports: tuple()}
 
   @typedoc """
   Imports by module and name. Each function takes the instance first and then the guest's

@@ -17,12 +17,12 @@ defmodule Beamr.Module do
   defstruct [:ref, :imports, :name, :metered]
 
   @typedoc "A compiled module. Its fields are private."
-  @opaque t :: %__MODULE__{
-            ref: reference(),
-            imports: [{String.t(), String.t(), extern_type()}],
-            name: String.t() | nil,
-            metered: boolean()
-          }
+  @type t :: %__MODULE__{
+          ref: reference(),
+          imports: [{String.t(), String.t(), extern_type()}],
+          name: String.t() | nil,
+          metered: boolean()
+        }
 
   @typedoc """
   The type of a value. References are named by the hierarchy they belong to: `:funcref` and
