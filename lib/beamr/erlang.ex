@@ -16,7 +16,9 @@ defmodule :beamr do
   `{via, Module, Name}` and `{Name, Node}`.
   """
 
+  @typedoc "A proplist or a map."
   @type options :: :proplists.proplist() | map()
+  @typedoc "A value, or an error: a map with a `reason`."
   @type result(value) :: {:ok, value} | {:error, map()}
 
   @doc "See `Beamr.compile/2`."
@@ -29,7 +31,18 @@ defmodule :beamr do
 
   @doc "See `Beamr.instantiate/2`."
   @spec instantiate(Beamr.Module.t() | binary(), options()) :: result(Beamr.Instance.t())
-  def instantiate(module, opts \\ []), do: Beamr.instantiate(module, options(opts))
+  def instantiate(module, opts \\ [])
+
+  def instantiate(source, opts) when is_binary(source) do
+    opts = options(opts)
+
+    with {:ok, module} <- Beamr.compile(source, fuel: Keyword.has_key?(opts, :fuel)) do
+      instantiate(module, opts)
+    end
+  end
+
+  def instantiate(module, opts),
+    do: Beamr.instantiate(module, erlang_imports(options(opts), module))
 
   @doc "See `Beamr.Server.start_link/1`."
   @spec start_link(options()) :: GenServer.on_start()
@@ -135,13 +148,49 @@ defmodule :beamr do
   end
 
   defp server_options(opts) do
-    opts = options(opts)
+    opts = Enum.map(options(opts), &server_option/1)
 
-    case Keyword.fetch(opts, :module) do
-      {:ok, path} when is_list(path) -> Keyword.put(opts, :module, path(path))
+    case Beamr.Server.compiled(opts)[:module] do
+      %Beamr.Module{} = module -> opts |> Keyword.put(:module, module) |> erlang_imports(module)
       _ -> opts
     end
   end
+
+  defp server_option({:module, path}) when is_list(path), do: {:module, path(path)}
+  defp server_option(option), do: option
+
+  # Functions behind imports that take or return references are given `undefined` for null, and
+  # may return it.
+  defp erlang_imports(opts, module) do
+    case Keyword.fetch(opts, :imports) do
+      {:ok, imports} when is_map(imports) ->
+        Keyword.put(opts, :imports, Enum.reduce(Beamr.Module.imports(module), imports, &wrap/2))
+
+      _ ->
+        opts
+    end
+  end
+
+  defp wrap({module, name, {:function, %{params: params, results: results}}}, imports) do
+    with true <- Enum.any?(params ++ results, &reference?/1),
+         %{^module => %{^name => function} = functions}
+         when is_function(function, length(params) + 1) <- imports do
+      wrapped = fn wasm, args ->
+        function |> apply([wasm | Enum.map(args, &to_erlang/1)]) |> result_from_erlang()
+      end
+
+      Map.put(imports, module, Map.put(functions, name, {:list, wrapped}))
+    else
+      _ -> imports
+    end
+  end
+
+  defp wrap(_import, imports), do: imports
+
+  defp reference?(type), do: type not in [:i32, :i64, :f32, :f64, :v128]
+
+  defp result_from_erlang(results) when is_list(results), do: Enum.map(results, &from_erlang/1)
+  defp result_from_erlang(result), do: from_erlang(result)
 
   defp path(path) when is_list(path), do: List.to_string(path)
   defp path(path), do: path

@@ -85,6 +85,7 @@ defmodule Beamr.LinkError do
 
   defexception reason: :imports, imports: []
 
+  @typedoc "One import that is not satisfied."
   @type problem :: %{
           module: String.t(),
           name: String.t(),
@@ -217,6 +218,7 @@ defmodule Beamr.Trap do
 
   defexception [:reason, :function, backtrace: []]
 
+  @typedoc "A frame of the guest's stack."
   @type frame :: %{
           name: String.t() | nil,
           index: non_neg_integer(),

@@ -88,10 +88,15 @@ defmodule Beamr.Server do
   @callback handle_import(import_name(), args :: [Beamr.value()], Instance.t(), state :: term()) ::
               {:reply, result :: term(), state :: term()}
 
+  @doc "GenServer's, for requests that are no calls of the guest."
   @callback handle_call(request :: term(), GenServer.from(), state :: term()) :: term()
+  @doc "GenServer's."
   @callback handle_cast(request :: term(), state :: term()) :: term()
+  @doc "GenServer's."
   @callback handle_info(message :: term(), state :: term()) :: term()
+  @doc "GenServer's."
   @callback handle_continue(continue :: term(), state :: term()) :: term()
+  @doc "GenServer's; the instance is closed after it."
   @callback terminate(reason :: term(), state :: term()) :: term()
 
   @optional_callbacks handle_call: 3,
