@@ -15,7 +15,10 @@ defmodule Beamr do
   """
   @type guest :: Instance.t() | GenServer.server()
 
-  @typedoc "A function of one instance, as `funcref` values come from its guest. Opaque."
+  @typedoc """
+  A function of one instance, as `funcref` values come from its guest. Opaque, and good on the
+  instance's node only: sent to another node, it is no function any more.
+  """
   @type funcref :: reference()
 
   @typedoc """
@@ -68,18 +71,18 @@ defmodule Beamr do
     native_opts =
       for {name, true} <- [fuel: metered, deterministic: opts[:deterministic]], do: name
 
-    case native_compile(source, native_opts) do
-      {:ok, ref} -> {:ok, Beamr.Module.from_native(ref, metered)}
-      {:error, reason} -> {:error, Error.compile(reason, path)}
+    if Telemetry.on?() do
+      metadata = %{size: byte_size(source)}
+      Telemetry.span(:compile, metadata, fn -> compile(source, native_opts, metered, path) end)
+    else
+      compile(source, native_opts, metered, path)
     end
   end
 
-  defp native_compile(source, opts) do
-    if Telemetry.on?() do
-      metadata = %{size: byte_size(source)}
-      Telemetry.span(:compile, metadata, fn -> Native.module_compile(source, opts) end)
-    else
-      Native.module_compile(source, opts)
+  defp compile(source, native_opts, metered, path) do
+    case Native.module_compile(source, native_opts) do
+      {:ok, ref} -> {:ok, Beamr.Module.from_native(ref, metered)}
+      {:error, reason} -> {:error, Error.compile(reason, path)}
     end
   end
 
@@ -148,11 +151,7 @@ defmodule Beamr do
 
   def instantiate(%Beamr.Module{} = module, opts) when is_list(opts) do
     {imports, options} = instance_options(opts)
-
-    if options.fuel != nil and not Beamr.Module.metered?(module) do
-      raise ArgumentError, "fuel was given to a module that was not compiled with fuel: true"
-    end
-
+    check_fuel!(module, options.fuel)
     Instance.new(module, imports, options)
   end
 
@@ -160,6 +159,16 @@ defmodule Beamr do
     with {:ok, module} <- compile(source, fuel: Keyword.get(opts, :fuel) != nil) do
       instantiate(module, opts)
     end
+  end
+
+  @doc false
+  @spec check_fuel!(Beamr.Module.t(), non_neg_integer() | nil) :: :ok
+  def check_fuel!(module, fuel) do
+    if fuel != nil and not Beamr.Module.metered?(module) do
+      raise ArgumentError, "fuel was given to a module that was not compiled with fuel: true"
+    end
+
+    :ok
   end
 
   @doc false

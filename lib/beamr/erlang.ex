@@ -137,6 +137,37 @@ defmodule :beamr do
     Beamr.Instance.set_global(guest, name, from_erlang(value))
   end
 
+  @doc "See `Beamr.Instance.table_size/2`."
+  @spec table_size(Beamr.guest(), binary()) :: result(non_neg_integer())
+  def table_size(guest, name), do: Beamr.Instance.table_size(guest, name)
+
+  @doc "See `Beamr.Instance.table_get/3`."
+  @spec table_get(Beamr.guest(), binary(), non_neg_integer()) :: result(term())
+  def table_get(guest, name, index) do
+    with {:ok, value} <- Beamr.Instance.table_get(guest, name, index), do: {:ok, to_erlang(value)}
+  end
+
+  @doc "See `Beamr.Instance.table_set/4`."
+  @spec table_set(Beamr.guest(), binary(), non_neg_integer(), term()) :: :ok | {:error, map()}
+  def table_set(guest, name, index, value) do
+    Beamr.Instance.table_set(guest, name, index, from_erlang(value))
+  end
+
+  @doc "See `Beamr.Instance.table_grow/4`."
+  @spec table_grow(Beamr.guest(), binary(), non_neg_integer(), term()) ::
+          result(non_neg_integer())
+  def table_grow(guest, name, delta, value) do
+    Beamr.Instance.table_grow(guest, name, delta, from_erlang(value))
+  end
+
+  @doc "See `Beamr.Instance.fuel/1`."
+  @spec fuel(Beamr.guest()) :: result(non_neg_integer())
+  def fuel(guest), do: Beamr.Instance.fuel(guest)
+
+  @doc "See `Beamr.Instance.add_fuel/2`."
+  @spec add_fuel(Beamr.guest(), non_neg_integer()) :: result(non_neg_integer())
+  def add_fuel(guest, amount), do: Beamr.Instance.add_fuel(guest, amount)
+
   @doc "An error's text, as a binary."
   @spec format_error(map()) :: binary()
   def format_error(%{__exception__: true} = error), do: Exception.message(error)

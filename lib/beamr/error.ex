@@ -330,7 +330,8 @@ defmodule Beamr.LimitError do
   An instance that would have gone over one of its limits before any of its code ran.
 
   `reason` is the limit: `:max_memory` (bytes) or `:max_table_elements`; `allowed` is what it
-  allows and `wanted` what the module asks for at the least.
+  allows, and `wanted` what the module's memories (or tables) come to with the first that goes
+  over it.
 
   A guest that goes over a limit while it runs meets it as the WebAssembly specification says:
   `memory.grow` and `table.grow` answer -1. Running out of fuel is a `Beamr.Trap`.

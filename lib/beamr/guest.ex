@@ -21,18 +21,17 @@ defmodule Beamr.Guest do
 
   @type place :: {:instance, reference()} | {:remote, node(), Beamr.guest()}
 
-  @doc "Makes the calling server findable."
+  @doc "Makes the calling server findable, or puts another instance in its place."
   @spec register(Instance.t()) :: :ok
   def register(%{__struct__: Instance, ref: ref}) do
-    {:ok, _owner} = Registry.register(@registry, self(), ref)
-    :ok
-  end
+    case Registry.register(@registry, self(), ref) do
+      {:ok, _owner} ->
+        :ok
 
-  @doc "Puts another instance in the calling server's place."
-  @spec replace(Instance.t()) :: :ok
-  def replace(%{__struct__: Instance, ref: ref}) do
-    {_new, _old} = Registry.update_value(@registry, self(), fn _old -> ref end)
-    :ok
+      {:error, {:already_registered, _self}} ->
+        {_new, _old} = Registry.update_value(@registry, self(), fn _old -> ref end)
+        :ok
+    end
   end
 
   @doc """
@@ -77,12 +76,22 @@ defmodule Beamr.Guest do
         Beamr.Server.call_self(function, args, timeout, scheduler, unsigned)
 
       pid when is_pid(pid) ->
+        unless server?(pid), do: exit({:noproc, {Beamr, :call, [guest, function, args]}})
         Beamr.Server.request(pid, function, args, timeout, scheduler, unsigned)
 
       {:remote, node, guest} ->
         args = [guest, function, args, timeout, scheduler, unsigned]
         remote(node, __MODULE__, :call_for, [self() | args])
     end
+  end
+
+  # Other processes are not sent what they do not understand. A server that is still making its
+  # instance is not in the registry yet.
+  defp server?(pid) do
+    Registry.lookup(@registry, pid) != [] or
+      with {:dictionary, dictionary} <- Process.info(pid, :dictionary) do
+        dictionary[:"$initial_call"] == {Beamr.Server, :init, 1}
+      end == true
   end
 
   @doc false

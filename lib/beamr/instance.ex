@@ -67,9 +67,11 @@ defmodule Beamr.Instance do
 
   defp make(module, imports, options) do
     with {:ok, functions} <- link(module, imports) do
+      timeout = within_outer(options.timeout)
+
       native_options =
-        {milliseconds(options.timeout), options.max_depth, options.max_memory,
-         options.max_table_elements, options.fuel}
+        {milliseconds(timeout), options.max_depth, options.max_memory, options.max_table_elements,
+         options.fuel}
 
       {ref, step} =
         case Native.instance_start(module.ref, native_options) do
@@ -79,7 +81,7 @@ defmodule Beamr.Instance do
 
       instance = %__MODULE__{ref: ref, module: module, imports: functions}
 
-      case drive(step, instance, options.scheduler, nil) do
+      case drive(step, instance, options.scheduler, nil, deadline(timeout)) do
         {:ok, []} -> {:ok, instance}
         {:error, reason} -> {:error, Error.call(reason, nil, [])}
       end
@@ -96,32 +98,39 @@ defmodule Beamr.Instance do
     end
   end
 
-  defp link_one({module, name, type}, imports) do
-    given = given(imports, module, name)
-
-    case {type, given} do
-      {{:function, %{params: params}}, {:ok, function}}
-      when is_function(function, length(params) + 1) ->
-        {module, name, function}
-
-      {{:function, _type}, {:ok, {:list, function}}} when is_function(function, 2) ->
-        {module, name, {:list, function}}
-
-      {_type, {:ok, value}} ->
-        {:problem, %{module: module, name: name, problem: :type, wanted: type, given: value}}
-
-      {_type, :error} ->
-        {:problem, %{module: module, name: name, problem: :missing, wanted: type, given: nil}}
+  defp link_one({module, name, {:function, %{params: params}} = type}, imports) do
+    case given(imports, module, name) do
+      {:ok, function} when is_function(function, length(params) + 1) -> {module, name, function}
+      {:ok, {:list, function}} when is_function(function, 2) -> {module, name, {:list, function}}
+      {:ok, value} -> problem(module, name, :type, type, value)
+      :error -> otherwise(imports, module, name, type)
     end
   end
 
-  # Beside the maps, there may be a function under :otherwise that makes what is not in them.
+  defp link_one({module, name, type}, imports) do
+    case given(imports, module, name) do
+      {:ok, value} -> problem(module, name, :type, type, value)
+      :error -> problem(module, name, :missing, type, nil)
+    end
+  end
+
   defp given(imports, module, name) do
     case imports do
       %{^module => %{^name => value}} -> {:ok, value}
-      %{otherwise: otherwise} -> {:ok, otherwise.(module, name)}
       _ -> :error
     end
+  end
+
+  # Beside the maps there may be a function, named so that new code of it is used, that is called
+  # for all imports that are not in them.
+  defp otherwise(%{otherwise: {_module, _function, _args} = mfa}, module, name, _type) do
+    {module, name, {:otherwise, mfa, {module, name}}}
+  end
+
+  defp otherwise(_imports, module, name, type), do: problem(module, name, :missing, type, nil)
+
+  defp problem(module, name, problem, wanted, given) do
+    {:problem, %{module: module, name: name, problem: problem, wanted: wanted, given: given}}
   end
 
   @doc false
@@ -149,17 +158,45 @@ defmodule Beamr.Instance do
   end
 
   defp run(instance, function, args, timeout, scheduler, unsigned, client) do
+    timeout = within_outer(timeout)
+
     case start(instance, function, args, milliseconds(timeout), scheduler, unsigned) do
       {:ok, _results} = ok ->
         ok
 
+      {:error, reason} ->
+        {:error, Error.call(reason, function, args)}
+
+      {:waited, deadline, step} ->
+        finish(step, instance, function, args, scheduler, client, deadline)
+
       step ->
-        case drive(step, instance, scheduler, client) do
-          {:ok, _results} = ok -> ok
-          {:error, reason} -> {:error, Error.call(reason, function, args)}
-        end
+        finish(step, instance, function, args, scheduler, client, deadline(timeout))
     end
   end
+
+  defp finish(step, instance, function, args, scheduler, client, deadline) do
+    case drive(step, instance, scheduler, client, deadline) do
+      {:ok, _results} = ok -> ok
+      {:error, reason} -> {:error, Error.call(reason, function, args)}
+    end
+  end
+
+  # While an import runs, the deadline of the call that it belongs to is in the process
+  # dictionary: calls inside it, of whatever guest, have no more time than that.
+  @deadline {__MODULE__, :deadline}
+
+  @doc false
+  @spec within_outer(timeout()) :: timeout()
+  def within_outer(timeout) do
+    case Process.get(@deadline, :infinity) do
+      :infinity -> timeout
+      deadline -> min(timeout, max(deadline - System.monotonic_time(:millisecond), 0))
+    end
+  end
+
+  defp deadline(:infinity), do: :infinity
+  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
 
   defp milliseconds(:infinity), do: -1
   defp milliseconds(timeout), do: timeout
@@ -179,8 +216,13 @@ defmodule Beamr.Instance do
 
     case step do
       {:queue, turn} ->
+        deadline = deadline(if timeout == -1, do: :infinity, else: timeout)
         again = &start(instance, function, args, &1, scheduler, unsigned)
-        await_turn(ref, turn, timeout, again)
+
+        case await_turn(ref, turn, timeout, again) do
+          {:waited, _later, step} -> {:waited, deadline, step}
+          step -> {:waited, deadline, step}
+        end
 
       step ->
         step
@@ -197,13 +239,13 @@ defmodule Beamr.Instance do
         again.(remaining(timeout, waited))
     after
       receive_timeout(timeout) ->
-        Native.instance_leave(ref)
-
-        # The turn may have come at the last moment; it has been passed on.
-        receive do
-          {:beamr_turn, ^turn} -> :ok
-        after
-          0 -> :ok
+        # If the turn came at the last moment, its message is here or on its way.
+        unless Native.instance_leave(ref) do
+          receive do
+            {:beamr_turn, ^turn} -> :ok
+          after
+            1_000 -> :ok
+          end
         end
 
         {:error, :timeout}
@@ -217,23 +259,23 @@ defmodule Beamr.Instance do
   defp receive_timeout(timeout), do: timeout
 
   # Runs a call step by step to its end. Everything that can run guest code ends up here.
-  defp drive({:ok, _results} = ok, _instance, _scheduler, _client), do: ok
-  defp drive({:error, _reason} = error, _instance, _scheduler, _client), do: error
+  defp drive({:ok, _results} = ok, _instance, _scheduler, _client, _deadline), do: ok
+  defp drive({:error, _reason} = error, _instance, _scheduler, _client, _deadline), do: error
 
-  defp drive(:yield, %{ref: ref} = instance, scheduler, client) do
+  defp drive(:yield, %{ref: ref} = instance, scheduler, client, deadline) do
     if client != nil and not Process.alive?(client), do: Native.instance_interrupt(ref)
     later = if scheduler == :auto, do: :dirty, else: scheduler
-    ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client)
+    ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client, deadline)
   end
 
-  defp drive({:import, index, args}, %{ref: ref} = instance, scheduler, client) do
+  defp drive({:import, index, args}, %{ref: ref} = instance, scheduler, client, deadline) do
     {module, name, function} = elem(instance.imports, index)
 
-    case run_import(function, instance, args) do
+    case run_import(function, instance, args, deadline) do
       {:return, value} ->
         case resume(ref, :return, value, scheduler) do
           {:error, :import_result} -> {:error, bad_result(instance, index, value)}
-          step -> drive(step, instance, scheduler, client)
+          step -> drive(step, instance, scheduler, client, deadline)
         end
 
       {:raise, kind, reason, stacktrace} ->
@@ -249,19 +291,30 @@ defmodule Beamr.Instance do
              }}
 
           step ->
-            drive(step, instance, scheduler, client)
+            drive(step, instance, scheduler, client, deadline)
         end
     end
   end
 
-  defp run_import({:list, function}, instance, args), do: run_import(function, [instance, args])
-  defp run_import(function, instance, args), do: run_import(function, [instance | args])
+  defp run_import(function, instance, args, deadline) do
+    outer = Process.put(@deadline, deadline)
 
-  defp run_import(function, args) do
-    {:return, apply(function, args)}
-  catch
-    kind, reason -> {:raise, kind, reason, __STACKTRACE__}
+    try do
+      {:return, call_import(function, instance, args)}
+    catch
+      kind, reason -> {:raise, kind, reason, __STACKTRACE__}
+    after
+      if outer, do: Process.put(@deadline, outer), else: Process.delete(@deadline)
+    end
   end
+
+  defp call_import({:list, function}, instance, args), do: function.(instance, args)
+
+  defp call_import({:otherwise, {module, function, extra}, import}, instance, args) do
+    apply(module, function, extra ++ [import, instance, args])
+  end
+
+  defp call_import(function, instance, args), do: apply(function, [instance | args])
 
   defp resume(ref, answer, value, :dirty), do: Native.call_resume_dirty(ref, answer, value)
 

@@ -68,7 +68,7 @@ defmodule Beamr.Native do
   @spec instance_interrupt(instance_ref()) :: :ok
   def instance_interrupt(_instance), do: unloaded()
 
-  @spec instance_leave(instance_ref()) :: :ok
+  @spec instance_leave(instance_ref()) :: boolean()
   def instance_leave(_instance), do: unloaded()
 
   @spec call_start(instance_ref(), binary() | reference(), list(), integer(), boolean()) :: step()

@@ -116,13 +116,11 @@ defmodule Beamr.Server do
       """
       @spec child_spec(keyword()) :: Supervisor.child_spec()
       def child_spec(opts) do
-        opts = Keyword.merge(@beamr_server_child_spec, opts)
-
-        %{
-          Beamr.Server.child_spec(opts)
-          | start: {__MODULE__, :start_link, [Beamr.Server.compiled(opts)]}
-        }
-        |> Map.put(:id, Keyword.get(opts, :id, __MODULE__))
+        @beamr_server_child_spec
+        |> Keyword.merge(id: __MODULE__)
+        |> Keyword.merge(opts)
+        |> Beamr.Server.child_spec()
+        |> Map.update!(:start, fn {_server, function, args} -> {__MODULE__, function, args} end)
       end
 
       @doc """
@@ -150,6 +148,7 @@ defmodule Beamr.Server do
   # How much longer than a call's timeout its client waits: an import that hangs keeps the server
   # from answering.
   @grace 100
+  @longest_wait 0xFFFFFFFF
 
   @doc """
   A child specification for a supervisor. Besides the options of `start_link/1`, `:id`,
@@ -209,7 +208,11 @@ defmodule Beamr.Server do
 
     unless Keyword.has_key?(opts, :module), do: raise(ArgumentError, ":module is required")
 
+    # Refuses wrong values here, in the caller.
+    {_imports, options} = opts |> Keyword.take(@instance_options) |> Beamr.instance_options()
+
     with {:ok, module} <- load(opts[:module], opts) do
+      Beamr.check_fuel!(module, options.fuel)
       {gen_opts, opts} = Keyword.split(opts, [:name, :hibernate_after])
       GenServer.start_link(__MODULE__, Keyword.put(opts, :module, module), gen_opts)
     end
@@ -241,7 +244,8 @@ defmodule Beamr.Server do
   @doc """
   Calls the guest from inside a callback of a `use Beamr.Server` module, with a state that the
   guest's imports see and change; answers the result and the state after it. `opts` are those of
-  `Beamr.call/4`.
+  `Beamr.call/4`. What a trap does here is up to the callback: `on_trap:` is for calls from
+  outside.
 
       def handle_cast(:step, state) do
         {{:ok, []}, state} = Beamr.Server.run("step", [], state)
@@ -269,14 +273,15 @@ defmodule Beamr.Server do
         ) :: {:ok, list()} | {:error, Exception.t()}
   def request(pid, function, args, timeout, scheduler, unsigned) do
     {deadline, wait} =
-      case timeout do
+      case Instance.within_outer(timeout) do
         :infinity -> {:infinity, :infinity}
-        timeout -> {now() + timeout, timeout + @grace}
+        timeout -> {now() + timeout, min(timeout + @grace, @longest_wait)}
       end
 
     GenServer.call(pid, {__MODULE__, function, args, deadline, scheduler, unsigned}, wait)
   catch
-    :exit, {:timeout, _mfa} -> {:error, %CallError{reason: :timeout, function: function}}
+    :exit, {:timeout, {GenServer, :call, _args}} ->
+      {:error, %CallError{reason: :timeout, function: function}}
   end
 
   @doc false
@@ -318,26 +323,32 @@ defmodule Beamr.Server do
     }
 
     case if(callback, do: callback.init(opts[:arg]), else: {:ok, nil}) do
-      {:ok, state} -> start(%{server | state: state})
+      {:ok, state} -> start(%{server | state: state}, [])
+      {:ok, state, extra} -> start(%{server | state: state}, [extra])
       other -> other
     end
   end
 
-  defp start(server) do
+  defp start(server, extra) do
     case instantiate(server) do
-      {:ok, instance, server} ->
-        Guest.register(instance)
-        {:ok, server}
+      {:ok, server} ->
+        List.to_tuple([:ok, server | extra])
 
       {:error, reason} ->
-        # The error is the answer of start_link; a caller that traps no exits should live to see it.
-        with [parent | _] when is_pid(parent) <- Process.get(:"$ancestors"),
-             do: Process.unlink(parent)
-
+        # The error is the answer of start_link; a caller that traps no exits should live to see
+        # it.
+        with pid when is_pid(pid) <- parent(Process.get(:"$ancestors")), do: Process.unlink(pid)
         {:stop, reason}
     end
   end
 
+  defp parent([pid | _]) when is_pid(pid), do: pid
+  defp parent([name | _]) when is_atom(name), do: Process.whereis(name)
+  defp parent(_none), do: nil
+
+  # Makes the server's instance, the first or a fresh one, and puts it in its place: what `init:`
+  # does by the server's pid, it does to this one. One that was there before is left to the
+  # garbage collector, because others may just be reading it.
   defp instantiate(%{options: options, callback: callback} = server) do
     options =
       if callback,
@@ -348,25 +359,24 @@ defmodule Beamr.Server do
       with_state(server.state, fn ->
         with {:ok, instance} <- Beamr.instantiate(server.module, options) do
           Process.put(__MODULE__, instance)
-          with :ok <- call_init(server.init, instance, server.options), do: {:ok, instance}
+          Guest.register(instance)
+          call_init(server.init, instance, server.options)
         end
       end)
 
-    case result do
-      {:ok, instance} -> {:ok, instance, %{server | state: state}}
-      {:error, reason} -> {:error, reason}
-    end
+    with :ok <- result, do: {:ok, %{server | state: state}}
   end
 
   defp otherwise(imports, callback) when is_map(imports) do
-    Map.put(imports, :otherwise, fn module, name ->
-      {:list, fn wasm, args -> handle_import(callback, {module, name}, args, wasm) end}
-    end)
+    Map.put(imports, :otherwise, {__MODULE__, :handle_import, [callback]})
   end
 
   defp otherwise(imports, _callback), do: imports
 
-  defp handle_import(callback, import, args, wasm) do
+  @doc false
+  # What an import does that `imports:` does not have.
+  @spec handle_import(module(), import_name(), Instance.t(), list()) :: term()
+  def handle_import(callback, import, wasm, args) do
     case Process.get(@state) do
       {:state, state} ->
         {:reply, result, state} = callback.handle_import(import, args, wasm, state)
@@ -452,12 +462,9 @@ defmodule Beamr.Server do
   defp after_call(result, server), do: {:reply, result, server}
 
   defp reset(result, server) do
-    old = Process.get(__MODULE__)
-
     case instantiate(server) do
-      {:ok, instance, server} ->
-        Guest.replace(instance)
-        Beamr.close(old)
+      {:ok, server} ->
+        :erlang.garbage_collect()
         {:reply, result, server}
 
       {:error, reason} ->
@@ -521,12 +528,12 @@ defmodule Beamr.Server do
       size =
         case Registry.lookup(Beamr.Registry, self()) do
           [{_pid, ref}] -> Beamr.Native.memory_size(ref, nil)
-          [] -> :unknown
+          [] -> :none
         end
 
       %{
         module: Beamr.Module.name(server.module),
-        memory_size: with({:ok, bytes} <- size, do: bytes),
+        memory_size: if(match?({:ok, _bytes}, size), do: elem(size, 1)),
         calls: server.calls,
         traps: server.traps,
         on_trap: server.on_trap,

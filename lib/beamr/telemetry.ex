@@ -17,7 +17,8 @@ defmodule Beamr.Telemetry do
   `stacktrace` besides `error`, for what raised instead of answering.
 
   `system_time` and `duration` are in native time units; `size` is bytes (of the source, of the
-  memory after growth) and `added` the bytes that the call has added to the default memory;
+  memory after growth) and `added` the bytes that the call, with the calls nested in it, has
+  added to the default memory;
   `module` is the name that the module gives itself, or nil; `function` is the name or handle
   that was called; `error` is the exception that was answered, or nil.
 

@@ -269,7 +269,7 @@ defmodule Beamr.ModuleTest do
   describe "inspect/1" do
     test "shows the name" do
       assert inspect(Beamr.compile!("(module $calculator)")) == "#Beamr.Module<calculator>"
-      assert inspect(Beamr.compile!("(module)")) == "#Beamr.Module<>"
+      assert inspect(Beamr.compile!("(module)")) == "#Beamr.Module<unnamed>"
     end
   end
 end

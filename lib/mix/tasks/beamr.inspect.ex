@@ -25,7 +25,8 @@ defmodule Mix.Tasks.Beamr.Inspect do
   def run(_args), do: Mix.raise("usage: mix beamr.inspect FILE")
 
   defp report(path, module) do
-    Mix.shell().info("#{path}: #{Beamr.Module.name(module) || "a module without a name"}")
+    name = with nil <- Beamr.Module.name(module), do: "a module without a name"
+    Mix.shell().info("#{path}: #{escape(name)}")
 
     table(
       "imports",
@@ -52,10 +53,14 @@ defmodule Mix.Tasks.Beamr.Inspect do
   defp table(title, []), do: Mix.shell().info("\n#{title}: none")
 
   defp table(title, rows) do
+    rows = for [name, text] <- rows, do: [escape(name), text]
     width = rows |> Enum.map(fn [name, _text] -> String.length(name) end) |> Enum.max()
     Mix.shell().info("\n#{title}:")
 
     for [name, text] <- rows,
         do: Mix.shell().info("  #{String.pad_trailing(name, width)}  #{text}")
   end
+
+  # Names are whatever the module says, terminal control sequences included.
+  defp escape(name), do: name |> inspect() |> String.slice(1..-2)
 end

@@ -90,7 +90,7 @@ defmodule Mix.Tasks.Beamr.Run do
   defp parse(_other), do: :error
 
   defp format(value) when is_atom(value), do: Atom.to_string(value)
-  defp format(value), do: inspect(value)
+  defp format(value), do: inspect(value, binaries: :as_binaries)
 
   defp code(%Beamr.CallError{reason: :timeout}), do: 124
   defp code(%Beamr.CallError{}), do: 2

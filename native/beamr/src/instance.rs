@@ -38,8 +38,9 @@ use crate::{atoms, import};
 /// How long a normal scheduler may wait for the lock.
 const BRIEF: Duration = Duration::from_micros(20);
 
-/// Each level of nesting adds a microsecond or two to every poll.
-const DEEP: usize = 100;
+/// Each level of nesting adds half a microsecond or so to every poll: at this depth a poll takes
+/// as long as a first slice.
+const DEEP: usize = 1_000;
 
 /// A process's timeslice is about a millisecond.
 const TIMESLICE_PERCENT_PER_TICK: u64 = engine::TICK.as_micros() as u64 / 10;
@@ -92,9 +93,18 @@ struct Flight {
 
 struct Waiter {
     pid: LocalPid,
+    wants: Wants,
     monitor: Monitor,
     /// Tells the waiter's driver that the message is for it.
     turn: Arc<HeldTerm>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wants {
+    /// To call: it takes an idle store, or to be the process that runs a suspended import.
+    Call,
+    /// To use the store: a suspended import will do, whoever runs it.
+    Store,
 }
 
 impl Waiter {
@@ -295,6 +305,7 @@ impl InstanceResource {
                 Some(Asked::Called(outcome)) => self.answer(env, outcome),
                 Some(Asked::Performed(performed)) => encode_product(env, performed),
                 Some(Asked::Import { index, args }) => {
+                    self.call_up_users(env, this, state);
                     let args = value::encode_all(env, &args, false);
                     (atoms::import(), index, args).encode(env)
                 }
@@ -313,6 +324,16 @@ impl InstanceResource {
                 state.pass_turn(env);
                 self.exchange.end_all();
                 error::encode(env, &Fault::Panicked)
+            }
+        }
+    }
+
+    /// An import is suspended: whoever waits for the store can have it now.
+    fn call_up_users(&self, env: Env, this: Term, state: &mut State) {
+        while let Some(at) = state.queue.iter().position(|waiter| waiter.wants == Wants::Store) {
+            if let Some(waiter) = state.queue.remove(at) {
+                waiter.call_up(env);
+                self.unwatch(env, this, Some(waiter.monitor));
             }
         }
     }
@@ -352,7 +373,7 @@ impl InstanceResource {
         &self,
         env: Env<'a>,
         this: Term<'a>,
-        nested: Nesting,
+        wants: Wants,
         state: &mut State,
     ) -> Admission<'a> {
         let me = env.pid();
@@ -366,14 +387,16 @@ impl InstanceResource {
                 }
                 Holder::Running(flight)
                     if self.exchange.awaiting().is_some()
-                        && (flight.caller == me || nested == Nesting::ByAnyone) =>
+                        && (flight.caller == me || wants == Wants::Store) =>
                 {
                     return Admission::Nested;
                 }
-                Holder::Idle(_) => return Admission::Refused(self.queue_up(env, this, me, state)),
+                Holder::Idle(_) => {
+                    return Admission::Refused(self.queue_up(env, this, me, wants, state));
+                }
                 Holder::Running(_) => {
                     if self.watch(env, this, state) {
-                        return Admission::Refused(self.queue_up(env, this, me, state));
+                        return Admission::Refused(self.queue_up(env, this, me, wants, state));
                     }
                 }
             }
@@ -390,7 +413,7 @@ impl InstanceResource {
             Ok(prepared) => prepared,
             Err(fault) => return error::encode(env, &fault),
         };
-        match self.admit(env, request.this, Nesting::ByCaller, state) {
+        match self.admit(env, request.this, Wants::Call, state) {
             Admission::Refused(step) => step,
             Admission::Nested => {
                 if self.exchange.depth() >= self.max_depth {
@@ -423,7 +446,7 @@ impl InstanceResource {
         operation: Operation,
         state: &mut State,
     ) -> Term<'a> {
-        match self.admit(env, this, Nesting::ByAnyone, state) {
+        match self.admit(env, this, Wants::Store, state) {
             Admission::Refused(step) => step,
             Admission::Nested => {
                 self.exchange.send(Errand::Perform(operation));
@@ -494,29 +517,35 @@ impl InstanceResource {
         env: Env<'a>,
         this: Term<'a>,
         me: LocalPid,
+        wants: Wants,
         state: &mut State,
     ) -> Term<'a> {
         let Some(monitor) = monitor(env, this, &me) else {
             return error::encode(env, &Fault::Stop(Stop::CallerDied));
         };
         let turn = env.make_ref();
-        state.queue.push_back(Waiter { pid: me, monitor, turn: Arc::new(HeldTerm::new(*turn)) });
+        state.queue.push_back(Waiter {
+            pid: me,
+            wants,
+            monitor,
+            turn: Arc::new(HeldTerm::new(*turn)),
+        });
         (atoms::queue(), turn).encode(env)
     }
 
-    /// Takes the caller out of the queue, or passes its turn on.
-    fn leave(&self, env: Env, this: Term, state: &mut State) {
+    /// Takes the caller out of the queue; false where it has been called up already, so that the
+    /// message is there or on its way. Its turn is passed on then.
+    fn leave(&self, env: Env, this: Term, state: &mut State) -> bool {
         let me = env.pid();
-        let left = match state.queue.iter().position(|waiter| waiter.pid == me) {
-            Some(position) => state.queue.remove(position),
-            None if state.turn.as_ref().is_some_and(|waiter| waiter.pid == me) => {
-                let turn = state.turn.take();
-                state.pass_turn(env);
-                turn
-            }
-            None => None,
-        };
-        self.unwatch(env, this, left.map(|waiter| waiter.monitor));
+        if let Some(at) = state.queue.iter().position(|waiter| waiter.pid == me) {
+            self.unwatch(env, this, state.queue.remove(at).map(|waiter| waiter.monitor));
+            return true;
+        }
+        if state.turn.as_ref().is_some_and(|waiter| waiter.pid == me) {
+            self.unwatch(env, this, state.turn.take().map(|waiter| waiter.monitor));
+            state.pass_turn(env);
+        }
+        false
     }
 
     /// Answers the import that is suspended, or lets a guest whose slice had ended go on.
@@ -566,13 +595,6 @@ impl InstanceResource {
             }
         }
     }
-}
-
-/// Who may use the store of a suspended import.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Nesting {
-    ByCaller,
-    ByAnyone,
 }
 
 enum Admission<'a> {
@@ -808,15 +830,13 @@ fn instance_interrupt(instance: &InstanceResource) -> Atom {
     atoms::ok()
 }
 
-/// Takes the calling process out of the queue.
+/// Takes the calling process out of the queue; false where it has been called up already.
 #[rustler::nif(schedule = "DirtyIo")]
-fn instance_leave<'a>(env: Env<'a>, this: Term<'a>) -> NifResult<Atom> {
+fn instance_leave<'a>(env: Env<'a>, this: Term<'a>) -> NifResult<Term<'a>> {
     let instance: &InstanceResource = this.decode()?;
-    locked(env, instance, Wait::AsLongAsNeeded, |state| {
-        instance.leave(env, this, state);
-        atoms::ok().encode(env)
-    });
-    Ok(atoms::ok())
+    Ok(locked(env, instance, Wait::AsLongAsNeeded, |state| {
+        instance.leave(env, this, state).encode(env)
+    }))
 }
 
 fn start<'a>(env: Env<'a>, request: &Request<'a>, wait: Wait) -> NifResult<Term<'a>> {
@@ -906,10 +926,13 @@ fn call_resume_dirty<'a>(
 fn operation<'a>(
     instance: &InstanceResource,
     verb: Atom,
-    name: &str,
+    name: Binary<'a>,
     index: Term<'a>,
     value: Term<'a>,
 ) -> NifResult<Result<Operation, Fault>> {
+    let Ok(name) = std::str::from_utf8(name.as_slice()) else {
+        return Ok(Err(Fault::UnknownExport));
+    };
     let number = || index.decode::<u64>().unwrap_or(u64::MAX);
     let typed = |ty| {
         let mismatch = |_| Fault::Mismatch { wanted: value::type_name(ty) };
@@ -950,7 +973,7 @@ fn perform<'a>(
     env: Env<'a>,
     this: Term<'a>,
     verb: Atom,
-    name: &str,
+    name: Binary<'a>,
     index: Term<'a>,
     value: Term<'a>,
     wait: Wait,
@@ -969,7 +992,7 @@ fn export_perform<'a>(
     env: Env<'a>,
     this: Term<'a>,
     verb: Atom,
-    name: &'a str,
+    name: Binary<'a>,
     index: Term<'a>,
     value: Term<'a>,
 ) -> NifResult<Term<'a>> {
@@ -981,7 +1004,7 @@ fn export_perform_dirty<'a>(
     env: Env<'a>,
     this: Term<'a>,
     verb: Atom,
-    name: &'a str,
+    name: Binary<'a>,
     index: Term<'a>,
     value: Term<'a>,
 ) -> NifResult<Term<'a>> {

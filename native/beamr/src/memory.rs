@@ -273,8 +273,8 @@ impl<'a> Parts<'a> {
     }
 
     fn push(&mut self, term: Term<'a>, limit: usize) -> Result<(), Refusal> {
-        let part = match term.decode::<u8>() {
-            Ok(byte) => Part::Byte(byte),
+        let part = match term.decode::<i64>() {
+            Ok(n) => Part::Byte(u8::try_from(n).map_err(|_| Refusal::BadArgument)?),
             Err(_) => Part::Bytes(Binary::from_term(term).map_err(|_| Refusal::BadArgument)?),
         };
         self.length += match &part {

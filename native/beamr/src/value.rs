@@ -165,24 +165,30 @@ fn integer_mismatch(term: Term) -> Mismatch {
     if term.is_integer() { Mismatch::Range } else { Mismatch::Type }
 }
 
+/// The largest float has 1,024 bits; as an external term it is not longer than this.
+const LARGEST_FLOAT: usize = 1024 / 8 + 8;
+
 /// The float, rounded once whatever number it comes from, and whether that number is finite.
 fn decode_float<F: FromStr + From<f32> + Into<f64> + Copy>(
     term: Term,
     from_integer: fn(i64) -> F,
     from_float: fn(f64) -> F,
 ) -> Result<(F, bool), Mismatch> {
-    if let Ok(float) = term.decode::<f64>() {
-        return Ok((from_float(float), true));
-    }
     if let Ok(n) = term.decode::<i64>() {
         return Ok((from_integer(n), true));
     }
     if term.is_integer() {
+        if term.to_binary().len() > LARGEST_FLOAT {
+            return Err(Mismatch::Range);
+        }
         // A big integer's debug form is its decimal digits, which parse with correct rounding.
         return match format!("{term:?}").parse::<F>() {
             Ok(float) if float.into().is_finite() => Ok((float, true)),
             _ => Err(Mismatch::Range),
         };
+    }
+    if let Ok(float) = term.decode::<f64>() {
+        return Ok((from_float(float), true));
     }
     match term {
         t if atoms::nan() == t => Ok((F::from(f32::NAN), false)),
