@@ -54,6 +54,10 @@ defmodule Beamr.Instance do
          }
 
   @timeout 5_000
+
+  # A slice on a normal scheduler lasts as long as the timeslices of this many Elixir processes,
+  # so that many get their turn after it.
+  @turns_per_slice 8
   @doc false
   @spec new(Module.t(), imports(), options()) :: {:ok, t()} | {:error, Exception.t()}
   def new(%Module{} = module, imports, options) do
@@ -191,7 +195,8 @@ defmodule Beamr.Instance do
   def within_outer(timeout) do
     case Process.get(@deadline, :infinity) do
       :infinity -> timeout
-      deadline -> min(timeout, max(deadline - System.monotonic_time(:millisecond), 0))
+      # Rounded up, so that a nested call of the same instance never ends before the outer one.
+      deadline -> min(timeout, max(deadline - System.monotonic_time(:millisecond) + 1, 0))
     end
   end
 
@@ -264,6 +269,7 @@ defmodule Beamr.Instance do
 
   defp drive(:yield, %{ref: ref} = instance, scheduler, client, deadline) do
     if client != nil and not Process.alive?(client), do: Native.instance_interrupt(ref)
+    if scheduler == :normal, do: give_way(@turns_per_slice)
     later = if scheduler == :auto, do: :dirty, else: scheduler
     ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client, deadline)
   end
@@ -306,6 +312,13 @@ defmodule Beamr.Instance do
     after
       if outer, do: Process.put(@deadline, outer), else: Process.delete(@deadline)
     end
+  end
+
+  defp give_way(0), do: :ok
+
+  defp give_way(turns) do
+    :erlang.yield()
+    give_way(turns - 1)
   end
 
   defp call_import({:list, function}, instance, args), do: function.(instance, args)
