@@ -14,7 +14,6 @@ rustler::atoms! {
     badarg,
 
     // answers to a step
-    go_on = "continue",
     return_ = "return",
     raise,
 
@@ -28,7 +27,6 @@ rustler::atoms! {
     unknown_function,
     arity,
     argument,
-    function_type,
     funcref,
     depth,
     unknown_export,
@@ -53,7 +51,6 @@ rustler::atoms! {
     unsupported,
     legacy_exceptions,
     component,
-    file,
 
     // values
     nan,
@@ -70,8 +67,6 @@ rustler::atoms! {
     anyref,
     exnref,
     contref,
-    i8,
-    i16,
     function,
     memory,
     global,

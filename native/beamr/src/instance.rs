@@ -62,6 +62,9 @@ pub struct InstanceResource {
     exchange: Arc<Exchange>,
     max_depth: usize,
     in_flight: AtomicBool,
+    /// Set for good by whoever closes the instance, who may have to wait for the lock: nobody is
+    /// let in any more meanwhile.
+    closing: AtomicBool,
     state: Mutex<State>,
     /// Processes whose death has been told and not yet dealt with.
     deaths: Mutex<Vec<LocalPid>>,
@@ -201,6 +204,10 @@ impl InstanceResource {
         }
     }
 
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
     /// Whether calls are nested so deep that a poll, which goes through every level, takes too
     /// long for a normal scheduler.
     fn is_deep_for(&self, wait: Wait) -> bool {
@@ -278,8 +285,8 @@ impl InstanceResource {
             Ok(Poll::Ready((store, outcome))) => {
                 self.in_flight.store(false, Ordering::SeqCst);
                 state.holder = match store.data().instance {
-                    Some(_) => Holder::Idle(store),
-                    None => {
+                    Some(_) if !self.is_closing() => Holder::Idle(store),
+                    _ => {
                         free(Holder::Idle(store));
                         Holder::Closed
                     }
@@ -379,6 +386,9 @@ impl InstanceResource {
         let me = env.pid();
         loop {
             match &state.holder {
+                _ if self.is_closing() => {
+                    return Admission::Refused(error::encode(env, &Fault::Stop(Stop::Closed)));
+                }
                 Holder::Closed => {
                     return Admission::Refused(error::encode(env, &Fault::Stop(Stop::Closed)));
                 }
@@ -406,7 +416,7 @@ impl InstanceResource {
     /// Begins a call, or queues for one. Arguments are converted first, so that a call that
     /// cannot be made is refused at once.
     fn begin<'a>(&self, env: Env<'a>, request: &Request<'a>, state: &mut State) -> Term<'a> {
-        if matches!(state.holder, Holder::Closed) {
+        if matches!(state.holder, Holder::Closed) || self.is_closing() {
             return error::encode(env, &Fault::Stop(Stop::Closed));
         }
         let (target, args) = match self.prepare(request) {
@@ -780,6 +790,7 @@ fn make<'a>(
         exchange,
         max_depth: options.max_depth,
         in_flight: AtomicBool::new(true),
+        closing: AtomicBool::new(false),
         state: Mutex::new(state),
         deaths: Mutex::default(),
         has_deaths: AtomicBool::new(false),
@@ -794,6 +805,7 @@ fn make<'a>(
 }
 
 fn close<'a>(env: Env<'a>, instance: &InstanceResource, wait: Wait) -> Term<'a> {
+    instance.closing.store(true, Ordering::SeqCst);
     let Some(mut state) = instance.lock(wait) else {
         instance.exchange.request_stop(Stop::Closed);
         engine::bump();
