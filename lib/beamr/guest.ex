@@ -44,9 +44,13 @@ defmodule Beamr.Guest do
   def place(guest, mfa) do
     case server(guest, mfa) do
       pid when is_pid(pid) ->
+        # The registry may take a moment to hear of a death.
         case Registry.lookup(@registry, pid) do
-          [{^pid, ref}] -> {:instance, ref}
-          [] -> exit({:noproc, mfa})
+          [{^pid, ref}] ->
+            if Process.alive?(pid), do: {:instance, ref}, else: exit({:noproc, mfa})
+
+          [] ->
+            exit({:noproc, mfa})
         end
 
       remote ->

@@ -3,14 +3,17 @@
 //! An operation is plain data, because it may have to be handed to a suspended import, whose
 //! [`Caller`] is the only way to the store while its call is in flight.
 
+use rustler::{Atom, Binary, Encoder, Env, NifResult, Term};
 use wasmtime::{
     AsContextMut, Caller, Extern, Global, Instance, ModuleExport, Ref, RootScope, Store,
     StoreContextMut, Table, Val, ValType,
 };
 
-use crate::error::Fault;
+use crate::error::{self, Fault};
+use crate::instance::{InstanceResource, Wait, locked};
 use crate::store::Host;
 use crate::value::{self, Value};
+use crate::{atoms, call};
 
 pub enum Operation {
     Fuel,
@@ -135,4 +138,103 @@ fn item(
     let ty = ValType::Ref(table.ty(&store).element().clone());
     let val = value::to_val(&mut store, value, &ty)?;
     val.ref_().ok_or(Fault::UnknownExport)
+}
+
+pub fn encode<'a>(env: Env<'a>, performed: Result<Product, Fault>) -> Term<'a> {
+    match performed {
+        Ok(Product::Nothing) => atoms::ok().encode(env),
+        Ok(Product::Number(n)) => (atoms::ok(), n).encode(env),
+        Ok(Product::Value(value)) => (atoms::ok(), value::encode(env, &value, false)).encode(env),
+        Err(fault) => error::encode(env, &fault),
+    }
+}
+
+/// What is asked of an exported global or table, or of the fuel. Values and indices are checked
+/// here, so that what is queued for can be done.
+fn operation<'a>(
+    instance: &InstanceResource,
+    verb: Atom,
+    name: Binary<'a>,
+    index: Term<'a>,
+    value: Term<'a>,
+) -> NifResult<Result<Operation, Fault>> {
+    let Ok(name) = std::str::from_utf8(name.as_slice()) else {
+        return Ok(Err(Fault::UnknownExport));
+    };
+    let number = || index.decode::<u64>().unwrap_or(u64::MAX);
+    let typed = |ty| {
+        let mismatch = |_| Fault::Mismatch { wanted: value::type_name(ty) };
+        call::own(instance, value::decode(value, ty).map_err(mismatch)?)
+    };
+    let module = &instance.module;
+    let global = || module.globals.get(name).ok_or(Fault::UnknownExport);
+    let table = || module.tables.get(name).ok_or(Fault::UnknownExport);
+    Ok(if verb == atoms::fuel() {
+        Ok(Operation::Fuel)
+    } else if verb == atoms::add_fuel() {
+        Ok(Operation::AddFuel(number()))
+    } else if verb == atoms::global_get() {
+        global().map(|global| Operation::GlobalGet(global.export))
+    } else if verb == atoms::global_set() {
+        global().and_then(|global| match global.mutable {
+            true => Ok(Operation::GlobalSet(global.export, typed(&global.content)?)),
+            false => Err(Fault::Immutable),
+        })
+    } else if verb == atoms::table_size() {
+        table().map(|table| Operation::TableSize(table.export))
+    } else if verb == atoms::table_get() {
+        table().map(|table| Operation::TableGet(table.export, number()))
+    } else if verb == atoms::table_set() {
+        table().and_then(|table| {
+            Ok(Operation::TableSet(table.export, number(), typed(&table.element)?))
+        })
+    } else if verb == atoms::table_grow() {
+        table().and_then(|table| {
+            Ok(Operation::TableGrow(table.export, number(), typed(&table.element)?))
+        })
+    } else {
+        return Err(rustler::Error::BadArg);
+    })
+}
+
+fn perform_at<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    verb: Atom,
+    name: Binary<'a>,
+    index: Term<'a>,
+    value: Term<'a>,
+    wait: Wait,
+) -> NifResult<Term<'a>> {
+    let instance: &InstanceResource = this.decode()?;
+    Ok(match operation(instance, verb, name, index, value)? {
+        Ok(operation) => {
+            locked(env, instance, wait, |state| instance.perform(env, this, operation, state))
+        }
+        Err(fault) => error::encode(env, &fault),
+    })
+}
+
+#[rustler::nif]
+fn export_perform<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    verb: Atom,
+    name: Binary<'a>,
+    index: Term<'a>,
+    value: Term<'a>,
+) -> NifResult<Term<'a>> {
+    perform_at(env, this, verb, name, index, value, Wait::Briefly)
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn export_perform_dirty<'a>(
+    env: Env<'a>,
+    this: Term<'a>,
+    verb: Atom,
+    name: Binary<'a>,
+    index: Term<'a>,
+    value: Term<'a>,
+) -> NifResult<Term<'a>> {
+    perform_at(env, this, verb, name, index, value, Wait::AsLongAsNeeded)
 }

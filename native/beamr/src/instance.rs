@@ -24,15 +24,15 @@ use rustler::{
 };
 use wasmtime::{Store, ThrownException, Trap};
 
-use crate::call::{self, Outcome, Target};
+use crate::call::{self, Answer, Outcome, Request};
 use crate::engine::{self, Slice};
 use crate::error::{self, Fault, Stop};
 use crate::exchange::{self, Asked, Errand, Exchange};
-use crate::export::{self, Operation, Product, Reach};
+use crate::export::{self, Operation, Reach};
 use crate::memory::{self, View};
 use crate::module::{Compiled, ModuleResource};
 use crate::store::{self, Host, Limits};
-use crate::value::{self, FuncResource, HeldTerm, Value};
+use crate::value::{self, HeldTerm};
 use crate::{atoms, import};
 
 /// How long a normal scheduler may wait for the lock.
@@ -57,9 +57,9 @@ pub enum Wait {
 }
 
 pub struct InstanceResource {
-    id: u64,
-    module: Arc<Compiled>,
-    exchange: Arc<Exchange>,
+    pub id: u64,
+    pub module: Arc<Compiled>,
+    pub exchange: Arc<Exchange>,
     max_depth: usize,
     in_flight: AtomicBool,
     /// Set for good by whoever closes the instance, who may have to wait for the lock: nobody is
@@ -210,7 +210,7 @@ impl InstanceResource {
 
     /// Whether calls are nested so deep that a poll, which goes through every level, takes too
     /// long for a normal scheduler.
-    fn is_deep_for(&self, wait: Wait) -> bool {
+    pub fn is_deep_for(&self, wait: Wait) -> bool {
         wait == Wait::Briefly && self.exchange.depth() > DEEP
     }
 
@@ -310,7 +310,7 @@ impl InstanceResource {
         match self.poll(state) {
             Polled::Suspended => match self.exchange.take_asked() {
                 Some(Asked::Called(outcome)) => self.answer(env, outcome),
-                Some(Asked::Performed(performed)) => encode_product(env, performed),
+                Some(Asked::Performed(performed)) => export::encode(env, performed),
                 Some(Asked::Import { index, args }) => {
                     self.call_up_users(env, this, state);
                     let args = value::encode_all(env, &args, false);
@@ -415,11 +415,11 @@ impl InstanceResource {
 
     /// Begins a call, or queues for one. Arguments are converted first, so that a call that
     /// cannot be made is refused at once.
-    fn begin<'a>(&self, env: Env<'a>, request: &Request<'a>, state: &mut State) -> Term<'a> {
+    pub fn begin<'a>(&self, env: Env<'a>, request: &Request<'a>, state: &mut State) -> Term<'a> {
         if matches!(state.holder, Holder::Closed) || self.is_closing() {
             return error::encode(env, &Fault::Stop(Stop::Closed));
         }
-        let (target, args) = match self.prepare(request) {
+        let (target, args) = match call::prepare(self, request) {
             Ok(prepared) => prepared,
             Err(fault) => return error::encode(env, &fault),
         };
@@ -439,7 +439,7 @@ impl InstanceResource {
                 else {
                     return error::encode(env, &Fault::Stop(Stop::Closed));
                 };
-                let future = Box::pin(top_call(store, target, args));
+                let future = Box::pin(call::top_call(store, target, args));
                 let monitor = turn.map(|waiter| waiter.monitor);
                 self.take_off(state, Flight { future, caller: env.pid(), monitor });
                 self.step(env, request.this, state)
@@ -449,7 +449,7 @@ impl InstanceResource {
 
     /// Performs an operation on the store, or queues for it. While an import is suspended
     /// anyone may, as anyone may use the memory then.
-    fn perform<'a>(
+    pub fn perform<'a>(
         &self,
         env: Env<'a>,
         this: Term<'a>,
@@ -469,7 +469,7 @@ impl InstanceResource {
                 let performed = export::perform(store, operation);
                 self.unwatch(env, this, turn.map(|waiter| waiter.monitor));
                 state.pass_turn(env);
-                encode_product(env, performed)
+                export::encode(env, performed)
             }
         }
     }
@@ -478,48 +478,6 @@ impl InstanceResource {
         self.exchange.set_slice(store::NORMAL_SLICE);
         self.in_flight.store(true, Ordering::SeqCst);
         state.holder = Holder::Running(flight);
-    }
-
-    fn prepare(&self, request: &Request) -> Result<(Target, Vec<Value>), Fault> {
-        let target = if let Ok(name) = Binary::from_term(request.target) {
-            let name = std::str::from_utf8(name.as_slice()).map_err(|_| Fault::UnknownFunction)?;
-            let function = self.module.functions.get(name).ok_or(Fault::UnknownFunction)?;
-            Target::Export(function.clone())
-        } else {
-            let func = request.target.decode::<ResourceArc<FuncResource>>();
-            let handle = func.map_err(|_| Fault::ForeignFunction)?.0.clone();
-            if handle.owner != self.id {
-                return Err(Fault::ForeignFunction);
-            }
-            Target::Func(handle)
-        };
-        let params = &target.signature().params;
-        let given = request.args.list_length().unwrap_or(0);
-        if given != params.len() {
-            return Err(Fault::Arity { wanted: params.len(), given });
-        }
-        let mut args = Vec::with_capacity(given);
-        let mut rest = request.args;
-        for (position, ty) in params.iter().enumerate() {
-            let refuse = |problem| Fault::Argument {
-                position: position + 1,
-                wanted: value::type_name(ty),
-                problem,
-            };
-            let (head, tail) = rest.list_get_cell().map_err(|_| refuse(atoms::type_()))?;
-            let value = value::decode(head, ty).map_err(|mismatch| refuse(mismatch.atom()))?;
-            args.push(self.own(value).map_err(|_| refuse(atoms::funcref()))?);
-            rest = tail;
-        }
-        Ok((target, args))
-    }
-
-    /// Refuses functions of other instances.
-    fn own(&self, value: Value) -> Result<Value, Fault> {
-        match &value {
-            Value::Func(handle) if handle.owner != self.id => Err(Fault::ForeignFunction),
-            _ => Ok(value),
-        }
     }
 
     fn queue_up<'a>(
@@ -559,7 +517,7 @@ impl InstanceResource {
     }
 
     /// Answers the import that is suspended, or lets a guest whose slice had ended go on.
-    fn resume<'a>(
+    pub fn resume<'a>(
         &self,
         env: Env<'a>,
         this: Term<'a>,
@@ -572,7 +530,7 @@ impl InstanceResource {
         }
         if let Some(index) = self.exchange.awaiting() {
             let errand = match answer {
-                Answer::Return(term) => match self.results(index, term) {
+                Answer::Return(term) => match call::results(self, index, term) {
                     Some(values) => Errand::Return(values),
                     None => Errand::Stop(Stop::ImportResult),
                 },
@@ -581,29 +539,6 @@ impl InstanceResource {
             self.exchange.send(errand);
         }
         self.step(env, this, state)
-    }
-
-    /// What an import returned, as values of its result types. Without results the term does
-    /// not matter; one result is the term itself; several are a list.
-    fn results(&self, index: usize, term: Term) -> Option<Vec<Value>> {
-        let signature = self.module.imports.get(index)?.as_ref()?;
-        let value = |term: Term, ty| self.own(value::decode(term, ty).ok()?).ok();
-        match &signature.results[..] {
-            [] => Some(Vec::new()),
-            [ty] => Some(vec![value(term, ty)?]),
-            types => {
-                if term.list_length().ok()? != types.len() {
-                    return None;
-                }
-                let mut rest = term;
-                let next = |ty| {
-                    let (head, tail) = rest.list_get_cell().ok()?;
-                    rest = tail;
-                    value(head, ty)
-                };
-                types.iter().map(next).collect()
-            }
-        }
     }
 }
 
@@ -618,32 +553,6 @@ enum Polled {
     Suspended,
     Finished(Outcome),
     Panicked,
-}
-
-enum Answer<'a> {
-    Continue,
-    Return(Term<'a>),
-    Raise,
-}
-
-struct Request<'a> {
-    this: Term<'a>,
-    target: Term<'a>,
-    args: Term<'a>,
-    timeout: Option<Duration>,
-    unsigned: bool,
-}
-
-async fn top_call(
-    mut store: Store<Host>,
-    target: Target,
-    args: Vec<Value>,
-) -> (Store<Host>, Outcome) {
-    let outcome = match target.find(&mut store) {
-        Some(func) => call::run(&mut store, func, target.signature(), args).await,
-        None => Err(Stop::Closed.into()),
-    };
-    (store, outcome)
 }
 
 async fn top_instantiate(mut store: Store<Host>) -> (Store<Host>, Outcome) {
@@ -677,26 +586,17 @@ fn limit_of(store: &Store<Host>, error: wasmtime::Error) -> wasmtime::Error {
     }
 }
 
-fn encode_product<'a>(env: Env<'a>, performed: Result<Product, Fault>) -> Term<'a> {
-    match performed {
-        Ok(Product::Nothing) => atoms::ok().encode(env),
-        Ok(Product::Number(n)) => (atoms::ok(), n).encode(env),
-        Ok(Product::Value(value)) => (atoms::ok(), value::encode(env, &value, false)).encode(env),
-        Err(fault) => error::encode(env, &fault),
-    }
-}
-
 fn monitor(env: Env, this: Term, pid: &LocalPid) -> Option<Monitor> {
     env.monitor(&this.decode::<ResourceArc<InstanceResource>>().ok()?, pid)
 }
 
-fn timeout(milliseconds: i64) -> Option<Duration> {
+pub fn timeout(milliseconds: i64) -> Option<Duration> {
     u64::try_from(milliseconds).ok().map(Duration::from_millis)
 }
 
 /// Runs `f` with the state locked, or answers `:dirty` where a normal scheduler would wait. A
 /// normal scheduler is told how much of the process's time the guest has used.
-fn locked<'a>(
+pub fn locked<'a>(
     env: Env<'a>,
     instance: &InstanceResource,
     wait: Wait,
@@ -849,176 +749,4 @@ fn instance_leave<'a>(env: Env<'a>, this: Term<'a>) -> NifResult<Term<'a>> {
     Ok(locked(env, instance, Wait::AsLongAsNeeded, |state| {
         instance.leave(env, this, state).encode(env)
     }))
-}
-
-fn start<'a>(env: Env<'a>, request: &Request<'a>, wait: Wait) -> NifResult<Term<'a>> {
-    let instance: &InstanceResource = request.this.decode()?;
-    if instance.is_deep_for(wait) {
-        return Ok(atoms::dirty().encode(env));
-    }
-    Ok(locked(env, instance, wait, |state| instance.begin(env, request, state)))
-}
-
-#[rustler::nif]
-fn call_start<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    target: Term<'a>,
-    arguments: Term<'a>,
-    milliseconds: i64,
-    unsigned: bool,
-) -> NifResult<Term<'a>> {
-    let timeout = timeout(milliseconds);
-    start(env, &Request { this, target, args: arguments, timeout, unsigned }, Wait::Briefly)
-}
-
-#[rustler::nif(schedule = "DirtyCpu")]
-fn call_start_dirty<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    target: Term<'a>,
-    arguments: Term<'a>,
-    milliseconds: i64,
-    unsigned: bool,
-) -> NifResult<Term<'a>> {
-    let timeout = timeout(milliseconds);
-    start(env, &Request { this, target, args: arguments, timeout, unsigned }, Wait::AsLongAsNeeded)
-}
-
-fn resume<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    answer: Atom,
-    value: Term<'a>,
-    wait: Wait,
-) -> NifResult<Term<'a>> {
-    let instance: &InstanceResource = this.decode()?;
-    if instance.is_deep_for(wait) {
-        return Ok(atoms::dirty().encode(env));
-    }
-    let answer = if answer == atoms::return_() {
-        Answer::Return(value)
-    } else if answer == atoms::raise() {
-        Answer::Raise
-    } else {
-        Answer::Continue
-    };
-    let slice = match wait {
-        Wait::Briefly => store::NORMAL_SLICE,
-        Wait::AsLongAsNeeded => store::DIRTY_SLICE,
-    };
-    Ok(locked(env, instance, wait, |state| {
-        instance.exchange.set_slice(slice);
-        instance.resume(env, this, answer, state)
-    }))
-}
-
-#[rustler::nif]
-fn call_resume<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    answer: Atom,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    resume(env, this, answer, value, Wait::Briefly)
-}
-
-#[rustler::nif(schedule = "DirtyCpu")]
-fn call_resume_dirty<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    answer: Atom,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    resume(env, this, answer, value, Wait::AsLongAsNeeded)
-}
-
-/// What is asked of an exported global or table, or of the fuel. Values and indices are checked
-/// here, so that what is queued for can be done.
-fn operation<'a>(
-    instance: &InstanceResource,
-    verb: Atom,
-    name: Binary<'a>,
-    index: Term<'a>,
-    value: Term<'a>,
-) -> NifResult<Result<Operation, Fault>> {
-    let Ok(name) = std::str::from_utf8(name.as_slice()) else {
-        return Ok(Err(Fault::UnknownExport));
-    };
-    let number = || index.decode::<u64>().unwrap_or(u64::MAX);
-    let typed = |ty| {
-        let mismatch = |_| Fault::Mismatch { wanted: value::type_name(ty) };
-        instance.own(value::decode(value, ty).map_err(mismatch)?)
-    };
-    let module = &instance.module;
-    let global = || module.globals.get(name).ok_or(Fault::UnknownExport);
-    let table = || module.tables.get(name).ok_or(Fault::UnknownExport);
-    Ok(if verb == atoms::fuel() {
-        Ok(Operation::Fuel)
-    } else if verb == atoms::add_fuel() {
-        Ok(Operation::AddFuel(number()))
-    } else if verb == atoms::global_get() {
-        global().map(|global| Operation::GlobalGet(global.export))
-    } else if verb == atoms::global_set() {
-        global().and_then(|global| match global.mutable {
-            true => Ok(Operation::GlobalSet(global.export, typed(&global.content)?)),
-            false => Err(Fault::Immutable),
-        })
-    } else if verb == atoms::table_size() {
-        table().map(|table| Operation::TableSize(table.export))
-    } else if verb == atoms::table_get() {
-        table().map(|table| Operation::TableGet(table.export, number()))
-    } else if verb == atoms::table_set() {
-        table().and_then(|table| {
-            Ok(Operation::TableSet(table.export, number(), typed(&table.element)?))
-        })
-    } else if verb == atoms::table_grow() {
-        table().and_then(|table| {
-            Ok(Operation::TableGrow(table.export, number(), typed(&table.element)?))
-        })
-    } else {
-        return Err(rustler::Error::BadArg);
-    })
-}
-
-fn perform<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    verb: Atom,
-    name: Binary<'a>,
-    index: Term<'a>,
-    value: Term<'a>,
-    wait: Wait,
-) -> NifResult<Term<'a>> {
-    let instance: &InstanceResource = this.decode()?;
-    Ok(match operation(instance, verb, name, index, value)? {
-        Ok(operation) => {
-            locked(env, instance, wait, |state| instance.perform(env, this, operation, state))
-        }
-        Err(fault) => error::encode(env, &fault),
-    })
-}
-
-#[rustler::nif]
-fn export_perform<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    verb: Atom,
-    name: Binary<'a>,
-    index: Term<'a>,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    perform(env, this, verb, name, index, value, Wait::Briefly)
-}
-
-#[rustler::nif(schedule = "DirtyIo")]
-fn export_perform_dirty<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    verb: Atom,
-    name: Binary<'a>,
-    index: Term<'a>,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    perform(env, this, verb, name, index, value, Wait::AsLongAsNeeded)
 }

@@ -69,7 +69,17 @@ impl Limits {
 }
 
 impl Budget {
-    fn take(&mut self, kind: LimitKind, current: usize, desired: usize) -> Result<(), Limit> {
+    /// Takes what a growth adds, if its own maximum and the budget allow it.
+    fn grow(
+        &mut self,
+        kind: LimitKind,
+        (current, desired): (usize, usize),
+        maximum: Option<usize>,
+    ) -> Result<bool, Limit> {
+        self.pending = 0;
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
         let added = desired.saturating_sub(current);
         let wanted = self.used.saturating_add(added);
         if wanted > self.allowed {
@@ -77,11 +87,18 @@ impl Budget {
         }
         self.used = wanted;
         self.pending = added;
-        Ok(())
+        Ok(true)
     }
 
     fn give_back(&mut self) {
         self.used -= std::mem::take(&mut self.pending);
+    }
+}
+
+impl Limits {
+    fn note(&mut self, grown: Result<bool, Limit>) -> wasmtime::Result<bool> {
+        self.refused = grown.err();
+        Ok(grown.unwrap_or(false))
     }
 }
 
@@ -92,12 +109,8 @@ impl ResourceLimiter for Limits {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        if maximum.is_some_and(|maximum| desired > maximum) {
-            self.memory.pending = 0;
-            return Ok(false);
-        }
-        self.refused = self.memory.take(LimitKind::Memory, current, desired).err();
-        Ok(self.refused.is_none())
+        let grown = self.memory.grow(LimitKind::Memory, (current, desired), maximum);
+        self.note(grown)
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
@@ -111,12 +124,9 @@ impl ResourceLimiter for Limits {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        if maximum.is_some_and(|maximum| desired > maximum) {
-            self.table_elements.pending = 0;
-            return Ok(false);
-        }
-        self.refused = self.table_elements.take(LimitKind::TableElements, current, desired).err();
-        Ok(self.refused.is_none())
+        let kind = LimitKind::TableElements;
+        let grown = self.table_elements.grow(kind, (current, desired), maximum);
+        self.note(grown)
     }
 
     fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
