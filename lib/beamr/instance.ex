@@ -187,8 +187,9 @@ defmodule Beamr.Instance do
   end
 
   # While an import runs, the deadline of the call that it belongs to is in the process
-  # dictionary: calls inside it, of whatever guest, have no more time than that.
-  @deadline {__MODULE__, :deadline}
+  # dictionary: calls inside it, of whatever guest, have no more time than that. (The key is an
+  # atom because it is looked up in every call, and those are the fastest.)
+  @deadline :"$beamr_deadline"
 
   @doc false
   @spec within_outer(timeout()) :: timeout()
@@ -271,6 +272,12 @@ defmodule Beamr.Instance do
     if client != nil and not Process.alive?(client), do: Native.instance_interrupt(ref)
     if scheduler == :normal, do: give_way(@turns_per_slice)
     later = if scheduler == :auto, do: :dirty, else: scheduler
+    ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client, deadline)
+  end
+
+  # The time is almost up: to wait for a dirty scheduler would be to hear of it too late.
+  defp drive(:hurry, %{ref: ref} = instance, scheduler, client, deadline) do
+    later = if scheduler == :auto, do: :normal, else: scheduler
     ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client, deadline)
   end
 

@@ -15,6 +15,7 @@ defmodule Beamr.Native do
           {:ok, [term()]}
           | {:error, reason()}
           | :yield
+          | :hurry
           | {:import, import_index(), [term()]}
           | {:queue, reference()}
           | :dirty

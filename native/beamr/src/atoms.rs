@@ -7,6 +7,7 @@ rustler::atoms! {
     nil,
     true_ = "true",
     yield_ = "yield",
+    hurry,
     import,
     dirty,
     queue,

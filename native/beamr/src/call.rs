@@ -4,28 +4,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
-use wasmtime::{AsContext, AsContextMut, Extern, Func, RootScope, Store, Val};
+use wasmtime::{AsContext, AsContextMut, Func, RootScope, Store, Val, ValType};
 
 use crate::atoms;
 use crate::error::{Fault, Stop};
 use crate::export::Reach;
 use crate::instance::{InstanceResource, Wait, locked, timeout};
-use crate::module::ExportedFunction;
+use crate::module::Compiled;
 use crate::store::{self, Host};
 use crate::value::{self, FuncHandle, FuncResource, Signature, Value};
 
-pub type Outcome = wasmtime::Result<Vec<Value>>;
+pub type Outcome = wasmtime::Result<Results>;
 
 #[derive(Clone)]
 pub enum Target {
-    Export(Arc<ExportedFunction>),
+    /// An exported function, by its place in [`Compiled::functions`].
+    Export(usize),
     Func(Arc<FuncHandle>),
 }
 
 impl Target {
-    pub fn signature(&self) -> &Signature {
+    pub fn signature<'a>(&'a self, module: &'a Compiled) -> &'a Signature {
         match self {
-            Target::Export(function) => &function.signature,
+            Target::Export(index) => &module.functions[*index].signature,
             Target::Func(handle) => &handle.signature,
         }
     }
@@ -33,7 +34,51 @@ impl Target {
     pub fn find(&self, reach: &mut impl Reach) -> Option<Func> {
         match self {
             Target::Func(handle) => Some(handle.func),
-            Target::Export(function) => reach.export(&function.export).and_then(Extern::into_func),
+            Target::Export(index) => find_export(*index, reach),
+        }
+    }
+}
+
+/// So many of an instance's functions are found at once; others are looked up in each call.
+const REMEMBERED: usize = 8;
+
+fn find_export(index: usize, reach: &mut impl Reach) -> Option<Func> {
+    let store = reach.store();
+    let host = store.data();
+    if let Some((_, func)) = host.called.iter().find(|(called, _)| *called == index) {
+        return Some(*func);
+    }
+    let export = host.module.functions[index].export;
+    let func = reach.export(&export)?.into_func()?;
+    let mut store = reach.store();
+    let called = &mut store.data_mut().called;
+    if called.len() < REMEMBERED {
+        called.push((index, func));
+    }
+    Some(func)
+}
+
+/// The arguments of a call. Numbers come with room for the results behind them.
+pub enum Args {
+    Numbers { values: Vec<Val>, params: usize },
+    Values { values: Vec<Value>, signature: Signature },
+}
+
+/// The results of a call. Of numbers, those behind the arguments.
+pub enum Results {
+    None,
+    Numbers { values: Vec<Val>, params: usize },
+    Values(Vec<Value>),
+}
+
+impl Results {
+    pub fn encode<'a>(&self, env: Env<'a>, unsigned: bool) -> Term<'a> {
+        match self {
+            Results::None => Term::list_new_empty(env),
+            Results::Numbers { values, params } => {
+                value::encode_numbers(env, &values[*params..], unsigned)
+            }
+            Results::Values(values) => value::encode_all(env, values, unsigned),
         }
     }
 }
@@ -54,15 +99,17 @@ pub enum Answer<'a> {
     Raise,
 }
 
-/// The function that is to be called, and its arguments as values.
+/// The function that is to be called, and its arguments as values, put into `room` where they
+/// are numbers.
 pub fn prepare(
     instance: &InstanceResource,
     request: &Request,
-) -> Result<(Target, Vec<Value>), Fault> {
+    room: Vec<Val>,
+) -> Result<(Target, Args), Fault> {
     let target = if let Ok(name) = Binary::from_term(request.target) {
         let name = std::str::from_utf8(name.as_slice()).map_err(|_| Fault::UnknownFunction)?;
-        let function = instance.module.functions.get(name).ok_or(Fault::UnknownFunction)?;
-        Target::Export(function.clone())
+        let names = &instance.module.function_names;
+        Target::Export(*names.get(name).ok_or(Fault::UnknownFunction)?)
     } else {
         let func = request.target.decode::<ResourceArc<FuncResource>>();
         let handle = func.map_err(|_| Fault::ForeignFunction)?.0.clone();
@@ -71,25 +118,50 @@ pub fn prepare(
         }
         Target::Func(handle)
     };
-    let params = &target.signature().params;
+    let signature = target.signature(&instance.module);
+    let params = signature.params.len();
     let given = request.args.list_length().unwrap_or(0);
-    if given != params.len() {
-        return Err(Fault::Arity { wanted: params.len(), given });
+    if given != params {
+        return Err(Fault::Arity { wanted: params, given });
     }
-    let mut args = Vec::with_capacity(given);
-    let mut rest = request.args;
-    for (position, ty) in params.iter().enumerate() {
+    let args = if signature.numeric {
+        let mut values = room;
+        values.clear();
+        each_argument(request.args, signature, |term, ty| {
+            values.push(value::decode_number(term, ty).map_err(|mismatch| mismatch.atom())?);
+            Ok(())
+        })?;
+        values.resize(params + signature.results.len(), Val::I32(0));
+        Args::Numbers { values, params }
+    } else {
+        let mut values = Vec::with_capacity(params);
+        each_argument(request.args, signature, |term, ty| {
+            let value = value::decode(term, ty).map_err(|mismatch| mismatch.atom())?;
+            values.push(own(instance, value).map_err(|_| atoms::funcref())?);
+            Ok(())
+        })?;
+        Args::Values { values, signature: signature.clone() }
+    };
+    Ok((target, args))
+}
+
+fn each_argument<'a>(
+    args: Term<'a>,
+    signature: &Signature,
+    mut take: impl FnMut(Term<'a>, &ValType) -> Result<(), Atom>,
+) -> Result<(), Fault> {
+    let mut rest = args;
+    for (position, ty) in signature.params.iter().enumerate() {
         let refuse = |problem| Fault::Argument {
             position: position + 1,
             wanted: value::type_name(ty),
             problem,
         };
         let (head, tail) = rest.list_get_cell().map_err(|_| refuse(atoms::type_()))?;
-        let value = value::decode(head, ty).map_err(|mismatch| refuse(mismatch.atom()))?;
-        args.push(own(instance, value).map_err(|_| refuse(atoms::funcref()))?);
+        take(head, ty).map_err(refuse)?;
         rest = tail;
     }
-    Ok((target, args))
+    Ok(())
 }
 
 /// Refuses functions of other instances.
@@ -100,25 +172,32 @@ pub fn own(instance: &InstanceResource, value: Value) -> Result<Value, Fault> {
     }
 }
 
-/// What an import returned, as values of its result types. Without results the term does
-/// not matter; one result is the term itself; several are a list.
-pub fn results(instance: &InstanceResource, index: usize, term: Term) -> Option<Vec<Value>> {
-    let signature = instance.module.imports.get(index)?.as_ref()?;
-    let value = |term: Term, ty| own(instance, value::decode(term, ty).ok()?).ok();
+/// Takes what an import returned, as values of its result types; false where it is none. Without
+/// results the term does not matter; one result is the term itself; several are a list.
+pub fn results(
+    instance: &InstanceResource,
+    index: usize,
+    term: Term,
+    values: &mut Vec<Value>,
+) -> bool {
+    let Some(Some(signature)) = instance.module.imports.get(index) else { return false };
+    let mut take = |term: Term, ty| {
+        let value = value::decode(term, ty).ok().and_then(|value| own(instance, value).ok());
+        value.map(|value| values.push(value)).is_some()
+    };
     match &signature.results[..] {
-        [] => Some(Vec::new()),
-        [ty] => Some(vec![value(term, ty)?]),
+        [] => true,
+        [ty] => take(term, ty),
         types => {
-            if term.list_length().ok()? != types.len() {
-                return None;
-            }
             let mut rest = term;
-            let next = |ty| {
-                let (head, tail) = rest.list_get_cell().ok()?;
-                rest = tail;
-                value(head, ty)
-            };
-            types.iter().map(next).collect()
+            term.list_length().is_ok_and(|length| length == types.len())
+                && types.iter().all(|ty| match rest.list_get_cell() {
+                    Ok((head, tail)) => {
+                        rest = tail;
+                        take(head, ty)
+                    }
+                    Err(_) => false,
+                })
         }
     }
 }
@@ -127,34 +206,40 @@ pub fn results(instance: &InstanceResource, index: usize, term: Term) -> Option<
 pub async fn top_call(
     mut store: Store<Host>,
     target: Target,
-    args: Vec<Value>,
+    args: Args,
 ) -> (Store<Host>, Outcome) {
     let outcome = match target.find(&mut store) {
-        Some(func) => run(&mut store, func, target.signature(), args).await,
+        Some(func) => run(&mut store, func, args).await,
         None => Err(Stop::Closed.into()),
     };
     (store, outcome)
 }
 
 /// Runs a guest function to its end.
-pub async fn run(
-    store: impl AsContextMut<Data = Host>,
-    func: Func,
-    signature: &Signature,
-    args: Vec<Value>,
-) -> Outcome {
-    // References that the call makes live no longer than the call.
-    let mut scope = RootScope::new(store);
-    let params = args
-        .iter()
-        .zip(signature.params.iter())
-        .map(|(arg, ty)| value::to_val(&mut scope, arg, ty))
-        .collect::<wasmtime::Result<Vec<Val>>>()?;
-    let mut results = vec![Val::I32(0); signature.results.len()];
-    store::new_slice(&mut scope);
-    func.call_async(&mut scope, &params, &mut results).await?;
-    let owner = scope.as_context().data().id;
-    Ok(results.iter().map(|val| value::from_val(&mut scope, val, owner)).collect())
+pub async fn run(mut store: impl AsContextMut<Data = Host>, func: Func, args: Args) -> Outcome {
+    match args {
+        Args::Numbers { mut values, params } => {
+            store::new_slice(&mut store);
+            let (given, results) = values.split_at_mut(params);
+            func.call_async(&mut store, given, results).await?;
+            Ok(Results::Numbers { values, params })
+        }
+        Args::Values { values, signature } => {
+            // References that the call makes live no longer than the call.
+            let mut scope = RootScope::new(store);
+            let params = values
+                .iter()
+                .zip(signature.params.iter())
+                .map(|(arg, ty)| value::to_val(&mut scope, arg, ty))
+                .collect::<wasmtime::Result<Vec<Val>>>()?;
+            let mut results = vec![Val::I32(0); signature.results.len()];
+            store::new_slice(&mut scope);
+            func.call_async(&mut scope, &params, &mut results).await?;
+            let owner = scope.as_context().data().id;
+            let values = results.iter().map(|val| value::from_val(&mut scope, val, owner));
+            Ok(Results::Values(values.collect()))
+        }
+    }
 }
 
 fn start<'a>(env: Env<'a>, request: &Request<'a>, wait: Wait) -> NifResult<Term<'a>> {
@@ -162,7 +247,7 @@ fn start<'a>(env: Env<'a>, request: &Request<'a>, wait: Wait) -> NifResult<Term<
     if instance.is_deep_for(wait) {
         return Ok(atoms::dirty().encode(env));
     }
-    Ok(locked(env, instance, wait, |state| instance.begin(env, request, state)))
+    Ok(locked(env, instance, wait, |state| instance.begin(env, request, state, wait)))
 }
 
 #[rustler::nif]
@@ -215,7 +300,7 @@ fn resume<'a>(
     };
     Ok(locked(env, instance, wait, |state| {
         instance.exchange.set_slice(slice);
-        instance.resume(env, this, answer, state)
+        instance.resume(env, this, answer, state, wait)
     }))
 }
 

@@ -102,6 +102,30 @@ impl Drop for Slice {
     }
 }
 
+/// Guests that wait for a dirty scheduler.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// Held while a guest waits for a dirty scheduler.
+pub struct Wait(());
+
+impl Wait {
+    pub fn begin() -> Self {
+        WAITING.fetch_add(1, Relaxed);
+        Wait(())
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Whether a guest waits for a dirty scheduler that other guests hold.
+pub fn is_contended() -> bool {
+    WAITING.load(Relaxed) > 0
+}
+
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
 /// How often the ticker has ticked. Coarse, but costs nothing to ask.

@@ -6,23 +6,24 @@
 
 use std::future::{Future, poll_fn};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant as Clock};
 
 use parking_lot::Mutex;
 
-use crate::call::{Outcome, Target};
+use crate::call::{Args, Outcome, Target};
 use crate::engine;
 use crate::error::{Fault, Stop};
 use crate::export::{Operation, Product};
 use crate::memory::View;
+use crate::store;
 use crate::value::Value;
 
 /// What the guest's side asks of the process that drives the call.
 pub enum Asked {
-    /// Call the Elixir function behind this import.
-    Import { index: usize, args: Vec<Value> },
+    /// Call the Elixir function behind this import; its arguments are among the slots.
+    Import { index: usize },
     /// Nothing more: the nested call that was handed in has ended.
     Called(Outcome),
     /// Nothing more: the operation that was handed in is done.
@@ -31,9 +32,13 @@ pub enum Asked {
 
 /// What the driving process hands to the import that is suspended.
 pub enum Errand {
-    Return(Vec<Value>),
+    /// The results are among the slots.
+    Return,
     Stop(Stop),
-    Call { target: Target, args: Vec<Value> },
+    Call {
+        target: Target,
+        args: Args,
+    },
     Perform(Operation),
 }
 
@@ -56,7 +61,9 @@ pub fn deadline(timeout: Option<Duration>) -> u64 {
 pub struct Exchange {
     stop: AtomicU8,
     deadline: AtomicU64,
-    slice: AtomicU64,
+    slice: AtomicU32,
+    /// How many wait for the instance's lock, and so for the slice that is running to end.
+    waiting: AtomicUsize,
     depth: AtomicUsize,
     slots: Mutex<Slots>,
 }
@@ -65,6 +72,8 @@ pub struct Exchange {
 struct Slots {
     asked: Option<Asked>,
     errand: Option<Errand>,
+    /// The arguments of the import that is asked for, or what it returned. The room is kept.
+    values: Vec<Value>,
     views: Vec<View>,
     /// One for each call that has begun and not ended, outermost first.
     frames: Vec<Frame>,
@@ -73,10 +82,15 @@ struct Slots {
 }
 
 impl Slots {
+    fn awaiting(&self) -> Option<usize> {
+        (self.awaiting.len() == self.frames.len()).then(|| self.awaiting.last().copied())?
+    }
+
     /// Forgets what belonged to a call that has ended; the room is kept for the next.
     fn clear(&mut self) {
         self.asked = None;
         self.errand = None;
+        self.values.clear();
         self.views.clear();
         self.awaiting.clear();
     }
@@ -92,7 +106,8 @@ impl Exchange {
         Exchange {
             stop: AtomicU8::new(RUNNING),
             deadline: AtomicU64::new(NO_DEADLINE),
-            slice: AtomicU64::new(1),
+            slice: AtomicU32::new(1),
+            waiting: AtomicUsize::new(0),
             depth: AtomicUsize::new(0),
             slots: Mutex::default(),
         }
@@ -136,10 +151,9 @@ impl Exchange {
         self.depth.load(Relaxed)
     }
 
-    /// The import that waits for an answer from the driving process.
-    pub fn awaiting(&self) -> Option<usize> {
-        let slots = self.slots.lock();
-        (slots.awaiting.len() == slots.frames.len()).then(|| slots.awaiting.last().copied())?
+    /// Whether an import waits for an answer from the driving process.
+    pub fn is_awaiting(&self) -> bool {
+        self.slots.lock().awaiting().is_some()
     }
 
     /// Asks the call in flight to end at its next safe point. The first reason stays, but for
@@ -181,28 +195,80 @@ impl Exchange {
         matches!(self.requested(), Some(Stop::Closed | Stop::CallerDied))
     }
 
-    pub fn set_slice(&self, ticks: u64) {
+    pub fn set_slice(&self, ticks: u32) {
         self.slice.store(ticks, Relaxed);
     }
 
-    pub fn post(&self, asked: Asked) {
-        let mut slots = self.slots.lock();
-        if let Asked::Import { index, .. } = &asked {
-            slots.awaiting.push(*index);
+    /// How long the slice that is running may be, in ticks.
+    pub fn slice(&self) -> u32 {
+        match self.slice.load(Relaxed) {
+            _ if self.waiting.load(Relaxed) > 0 => 0,
+            store::DIRTY_SLICE if !engine::is_contended() => store::UNCONTENDED_SLICE,
+            slice => slice,
         }
-        slots.asked = Some(asked);
+    }
+
+    /// Runs `f`, which waits for the slice that is running to end.
+    pub fn waiting<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.waiting.fetch_add(1, Relaxed);
+        let result = f();
+        self.waiting.fetch_sub(1, Relaxed);
+        result
+    }
+
+    /// How long it is until the innermost call's time is up.
+    pub fn time_left(&self) -> Option<Duration> {
+        match self.deadline.load(Relaxed) {
+            NO_DEADLINE => None,
+            deadline => Some(Duration::from_nanos(deadline.saturating_sub(now()))),
+        }
+    }
+
+    pub fn post(&self, asked: Asked) {
+        self.slots.lock().asked = Some(asked);
+    }
+
+    /// Asks for an import, with its arguments and where the memories are meanwhile.
+    pub fn post_import(
+        &self,
+        index: usize,
+        args: impl Iterator<Item = Value>,
+        views: impl Iterator<Item = View>,
+    ) {
+        let mut slots = self.slots.lock();
+        slots.values.clear();
+        slots.values.extend(args);
+        slots.views.clear();
+        slots.views.extend(views);
+        slots.awaiting.push(index);
+        slots.asked = Some(Asked::Import { index });
     }
 
     pub fn take_asked(&self) -> Option<Asked> {
         self.slots.lock().asked.take()
     }
 
-    pub fn send(&self, errand: Errand) {
+    /// The arguments of the import that is asked for.
+    pub fn with_values<R>(&self, f: impl FnOnce(&[Value]) -> R) -> R {
+        f(&self.slots.lock().values)
+    }
+
+    /// Answers the import that waits, if one does: `results` puts what it returned where it is
+    /// given room, or tells why the guest has to stop.
+    pub fn respond(&self, results: impl FnOnce(usize, &mut Vec<Value>) -> Result<(), Stop>) {
         let mut slots = self.slots.lock();
-        if matches!(errand, Errand::Return(_) | Errand::Stop(_)) {
-            slots.awaiting.pop();
-        }
-        slots.errand = Some(errand);
+        let Some(index) = slots.awaiting() else { return };
+        slots.awaiting.pop();
+        slots.values.clear();
+        slots.errand = Some(match results(index, &mut slots.values) {
+            Ok(()) => Errand::Return,
+            Err(stop) => Errand::Stop(stop),
+        });
+    }
+
+    /// Hands something to do to the import that waits.
+    pub fn send(&self, errand: Errand) {
+        self.slots.lock().errand = Some(errand);
     }
 
     /// Waits for what the driving process wants of the innermost suspended import.
@@ -214,18 +280,6 @@ impl Exchange {
             }
             None => Poll::Pending,
         })
-    }
-
-    /// How long the next slice is, in ticks: it ends with the first tick after the deadline.
-    pub fn slice(&self) -> u64 {
-        let slice = self.slice.load(Relaxed);
-        match self.deadline.load(Relaxed) {
-            NO_DEADLINE => slice,
-            deadline => {
-                let left = deadline.saturating_sub(now()) / engine::TICK.as_nanos() as u64;
-                slice.min(left + 1)
-            }
-        }
     }
 
     /// The memories as they were when the guest was last suspended.

@@ -10,11 +10,11 @@ use wasmtime::{Caller, Extern, ExternType, Func, Store, Val};
 
 use crate::call;
 use crate::error::Stop;
-use crate::exchange::{Asked, Errand};
+use crate::exchange::{Asked, Errand, Exchange};
 use crate::export;
 use crate::module::Compiled;
 use crate::store::{self, Host};
-use crate::value;
+use crate::value::{self, Value};
 
 type Hosted<'a> = Box<dyn Future<Output = wasmtime::Result<()>> + Send + 'a>;
 
@@ -37,28 +37,22 @@ async fn run(
         return Err(stop.into());
     }
     let owner = caller.data().id;
-    let args = params.iter().map(|val| value::from_val(&mut caller, val, owner)).collect();
     find_memories(&mut caller);
-    store::capture(&mut caller);
-    exchange.post(Asked::Import { index, args });
+    ask(&exchange, &mut caller, index, params, owner);
     loop {
         match exchange.errand().await {
-            Errand::Return(values) => {
+            Errand::Return => {
                 if let Some(stop) = exchange.stop() {
                     return Err(stop.into());
                 }
-                let signature = caller.data().module.imports[index].clone();
-                let types = signature.iter().flat_map(|signature| signature.results.iter());
-                for ((slot, value), ty) in results.iter_mut().zip(&values).zip(types) {
-                    *slot = value::to_val(&mut caller, value, ty)?;
-                }
+                exchange.with_values(|values| give(&mut caller, index, values, results))?;
                 store::new_slice(&mut caller);
                 return Ok(());
             }
             Errand::Stop(stop) => return Err(stop.into()),
             Errand::Call { target, args } => {
                 let outcome = match target.find(&mut caller) {
-                    Some(func) => call::run(&mut caller, func, target.signature(), args).await,
+                    Some(func) => call::run(&mut caller, func, args).await,
                     None => Err(wasmtime::Error::from(Stop::Closed)),
                 };
                 store::capture(&mut caller);
@@ -71,6 +65,41 @@ async fn run(
             }
         }
     }
+}
+
+/// Asks the driving process for the import.
+fn ask(
+    exchange: &Exchange,
+    caller: &mut Caller<'_, Host>,
+    index: usize,
+    params: &[Val],
+    owner: u64,
+) {
+    if params.iter().all(value::is_number) {
+        let args = params.iter().map(|number| Value::Number(*number));
+        return exchange.post_import(index, args, store::views(caller));
+    }
+    let args: Vec<_> = params.iter().map(|val| value::from_val(&mut *caller, val, owner)).collect();
+    exchange.post_import(index, args.into_iter(), store::views(caller));
+}
+
+/// Gives the guest what the import returned.
+fn give(
+    caller: &mut Caller<'_, Host>,
+    index: usize,
+    values: &[Value],
+    results: &mut [Val],
+) -> wasmtime::Result<()> {
+    if let ([result], [Value::Number(number)]) = (&mut *results, values) {
+        *result = *number;
+        return Ok(());
+    }
+    let signature = caller.data().module.imports[index].clone();
+    let types = signature.iter().flat_map(|signature| signature.results.iter());
+    for ((slot, value), ty) in results.iter_mut().zip(values).zip(types) {
+        *slot = value::to_val(&mut *caller, value, ty)?;
+    }
+    Ok(())
 }
 
 /// Finds the memories by the caller, because a start function may call imports before the

@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use rustler::{
@@ -24,7 +24,7 @@ use rustler::{
 };
 use wasmtime::{Store, ThrownException, Trap};
 
-use crate::call::{self, Answer, Outcome, Request};
+use crate::call::{self, Answer, Outcome, Request, Results};
 use crate::engine::{self, Slice};
 use crate::error::{self, Fault, Stop};
 use crate::exchange::{self, Asked, Errand, Exchange};
@@ -37,6 +37,10 @@ use crate::{atoms, import};
 
 /// How long a normal scheduler may wait for the lock.
 const BRIEF: Duration = Duration::from_micros(20);
+
+/// A call that has less time left than this, after another wait for a dirty scheduler as long as
+/// its last one, does not wait for one again.
+const SOON: Duration = Duration::from_millis(1);
 
 /// Each level of nesting adds half a microsecond or so to every poll: at this depth a poll takes
 /// as long as a first slice.
@@ -92,6 +96,24 @@ struct Flight {
     /// Set once the call has outlived a slice, or another process waits for it to end. Until
     /// then nobody is kept waiting by a caller that has died.
     monitor: Option<Monitor>,
+    /// Held from the end of a slice on a dirty scheduler to the start of the next there.
+    queued: Option<Queued>,
+    /// How long it was queued the last time.
+    last_wait: Duration,
+}
+
+struct Queued {
+    since: Instant,
+    _wait: engine::Wait,
+}
+
+impl Flight {
+    /// The next slice begins.
+    fn leave_queue(&mut self) {
+        if let Some(queued) = self.queued.take() {
+            self.last_wait = queued.since.elapsed();
+        }
+    }
 }
 
 struct Waiter {
@@ -200,7 +222,11 @@ impl InstanceResource {
     pub fn lock(&self, wait: Wait) -> Option<MutexGuard<'_, State>> {
         match wait {
             Wait::Briefly => self.state.try_lock().or_else(|| self.state.try_lock_for(BRIEF)),
-            Wait::AsLongAsNeeded => Some(self.state.lock()),
+            Wait::AsLongAsNeeded => Some(
+                self.state
+                    .try_lock()
+                    .unwrap_or_else(|| self.exchange.waiting(|| self.state.lock())),
+            ),
         }
     }
 
@@ -277,6 +303,7 @@ impl InstanceResource {
         let Holder::Running(flight) = &mut state.holder else { return Polled::Suspended };
         let polled = {
             let _slice = Slice::enter();
+            flight.leave_queue();
             let mut context = Context::from_waker(Waker::noop());
             catch_unwind(AssertUnwindSafe(|| flight.future.as_mut().poll(&mut context)))
         };
@@ -301,30 +328,43 @@ impl InstanceResource {
         Polled::Panicked
     }
 
+    /// Where a guest whose slice has ended should have its next one.
+    fn next_slice(&self, state: &mut State, wait: Wait) -> Atom {
+        let Holder::Running(flight) = &mut state.holder else { return atoms::yield_() };
+        if self.exchange.time_left().is_some_and(|left| left < flight.last_wait * 2 + SOON) {
+            return atoms::hurry();
+        }
+        if wait == Wait::AsLongAsNeeded {
+            flight.queued = Some(Queued { since: Instant::now(), _wait: engine::Wait::begin() });
+        }
+        atoms::yield_()
+    }
+
     /// Runs one slice and answers the step that comes out of it.
-    fn step<'a>(&self, env: Env<'a>, this: Term<'a>, state: &mut State) -> Term<'a> {
+    fn step<'a>(&self, env: Env<'a>, this: Term<'a>, state: &mut State, wait: Wait) -> Term<'a> {
         let monitor = match &state.holder {
             Holder::Running(flight) => flight.monitor,
             _ => return error::encode(env, &Fault::Stop(Stop::Closed)),
         };
         match self.poll(state) {
             Polled::Suspended => match self.exchange.take_asked() {
-                Some(Asked::Called(outcome)) => self.answer(env, outcome),
+                Some(Asked::Called(outcome)) => self.answer(env, state, outcome),
                 Some(Asked::Performed(performed)) => export::encode(env, performed),
-                Some(Asked::Import { index, args }) => {
+                Some(Asked::Import { index }) => {
                     self.call_up_users(env, this, state);
-                    let args = value::encode_all(env, &args, false);
+                    let args =
+                        self.exchange.with_values(|args| value::encode_all(env, args, false));
                     (atoms::import(), index, args).encode(env)
                 }
                 None => {
                     self.watch(env, this, state);
-                    atoms::yield_().encode(env)
+                    self.next_slice(state, wait).encode(env)
                 }
             },
             Polled::Finished(outcome) => {
                 self.unwatch(env, this, monitor);
                 state.pass_turn(env);
-                self.answer(env, outcome)
+                self.answer(env, state, outcome)
             }
             Polled::Panicked => {
                 self.unwatch(env, this, monitor);
@@ -345,12 +385,18 @@ impl InstanceResource {
         }
     }
 
-    fn answer<'a>(&self, env: Env<'a>, outcome: Outcome) -> Term<'a> {
+    fn answer<'a>(&self, env: Env<'a>, state: &mut State, outcome: Outcome) -> Term<'a> {
         let unsigned = self.exchange.end();
-        match outcome {
-            Ok(values) => (atoms::ok(), value::encode_all(env, &values, unsigned)).encode(env),
-            Err(error) => error::encode(env, &Fault::from(error)),
+        let results = match outcome {
+            Ok(results) => results,
+            Err(error) => return error::encode(env, &Fault::from(error)),
+        };
+        let answer = (atoms::ok(), results.encode(env, unsigned)).encode(env);
+        if let (Results::Numbers { values, .. }, Holder::Idle(store)) = (results, &mut state.holder)
+        {
+            store.data_mut().room = values;
         }
+        answer
     }
 
     /// Makes sure that the death of the process whose call is suspended ends the call; false
@@ -369,7 +415,9 @@ impl InstanceResource {
     }
 
     fn unwatch(&self, env: Env, this: Term, monitor: Option<Monitor>) {
-        if let (Some(monitor), Ok(this)) = (monitor, this.decode::<ResourceArc<Self>>()) {
+        if let Some(monitor) = monitor
+            && let Ok(this) = this.decode::<ResourceArc<Self>>()
+        {
             env.demonitor(&this, &monitor);
         }
     }
@@ -396,8 +444,8 @@ impl InstanceResource {
                     return Admission::Idle(state.turn.take());
                 }
                 Holder::Running(flight)
-                    if self.exchange.awaiting().is_some()
-                        && (flight.caller == me || wants == Wants::Store) =>
+                    if (flight.caller == me || wants == Wants::Store)
+                        && self.exchange.is_awaiting() =>
                 {
                     return Admission::Nested;
                 }
@@ -415,11 +463,19 @@ impl InstanceResource {
 
     /// Begins a call, or queues for one. Arguments are converted first, so that a call that
     /// cannot be made is refused at once.
-    pub fn begin<'a>(&self, env: Env<'a>, request: &Request<'a>, state: &mut State) -> Term<'a> {
-        if matches!(state.holder, Holder::Closed) || self.is_closing() {
-            return error::encode(env, &Fault::Stop(Stop::Closed));
-        }
-        let (target, args) = match call::prepare(self, request) {
+    pub fn begin<'a>(
+        &self,
+        env: Env<'a>,
+        request: &Request<'a>,
+        state: &mut State,
+        wait: Wait,
+    ) -> Term<'a> {
+        let room = match &mut state.holder {
+            Holder::Idle(store) if !self.is_closing() => std::mem::take(&mut store.data_mut().room),
+            Holder::Running(_) if !self.is_closing() => Vec::new(),
+            _ => return error::encode(env, &Fault::Stop(Stop::Closed)),
+        };
+        let (target, args) = match call::prepare(self, request, room) {
             Ok(prepared) => prepared,
             Err(fault) => return error::encode(env, &fault),
         };
@@ -431,7 +487,7 @@ impl InstanceResource {
                 }
                 self.exchange.begin(exchange::deadline(request.timeout), request.unsigned);
                 self.exchange.send(Errand::Call { target, args });
-                self.step(env, request.this, state)
+                self.step(env, request.this, state, wait)
             }
             Admission::Idle(turn) => {
                 self.exchange.begin(exchange::deadline(request.timeout), request.unsigned);
@@ -441,8 +497,8 @@ impl InstanceResource {
                 };
                 let future = Box::pin(call::top_call(store, target, args));
                 let monitor = turn.map(|waiter| waiter.monitor);
-                self.take_off(state, Flight { future, caller: env.pid(), monitor });
-                self.step(env, request.this, state)
+                self.take_off(state, future, env.pid(), monitor);
+                self.step(env, request.this, state, wait)
             }
         }
     }
@@ -455,12 +511,13 @@ impl InstanceResource {
         this: Term<'a>,
         operation: Operation,
         state: &mut State,
+        wait: Wait,
     ) -> Term<'a> {
         match self.admit(env, this, Wants::Store, state) {
             Admission::Refused(step) => step,
             Admission::Nested => {
                 self.exchange.send(Errand::Perform(operation));
-                self.step(env, this, state)
+                self.step(env, this, state, wait)
             }
             Admission::Idle(turn) => {
                 let Holder::Idle(store) = &mut state.holder else {
@@ -474,10 +531,16 @@ impl InstanceResource {
         }
     }
 
-    fn take_off(&self, state: &mut State, flight: Flight) {
-        self.exchange.set_slice(store::NORMAL_SLICE);
+    fn take_off(
+        &self,
+        state: &mut State,
+        future: Pin<Box<dyn Future<Output = (Store<Host>, Outcome)> + Send>>,
+        caller: LocalPid,
+        monitor: Option<Monitor>,
+    ) {
         self.in_flight.store(true, Ordering::SeqCst);
-        state.holder = Holder::Running(flight);
+        let last_wait = Duration::ZERO;
+        state.holder = Holder::Running(Flight { future, caller, monitor, queued: None, last_wait });
     }
 
     fn queue_up<'a>(
@@ -523,22 +586,18 @@ impl InstanceResource {
         this: Term<'a>,
         answer: Answer<'a>,
         state: &mut State,
+        wait: Wait,
     ) -> Term<'a> {
         match &state.holder {
             Holder::Running(flight) if flight.caller == env.pid() => {}
             _ => return error::encode(env, &Fault::Stop(Stop::Closed)),
         }
-        if let Some(index) = self.exchange.awaiting() {
-            let errand = match answer {
-                Answer::Return(term) => match call::results(self, index, term) {
-                    Some(values) => Errand::Return(values),
-                    None => Errand::Stop(Stop::ImportResult),
-                },
-                Answer::Raise | Answer::Continue => Errand::Stop(Stop::ImportRaised),
-            };
-            self.exchange.send(errand);
-        }
-        self.step(env, this, state)
+        self.exchange.respond(|index, values| match answer {
+            Answer::Return(term) if call::results(self, index, term, values) => Ok(()),
+            Answer::Return(_) => Err(Stop::ImportResult),
+            Answer::Raise | Answer::Continue => Err(Stop::ImportRaised),
+        });
+        self.step(env, this, state, wait)
     }
 }
 
@@ -557,7 +616,7 @@ enum Polled {
 
 async fn top_instantiate(mut store: Store<Host>) -> (Store<Host>, Outcome) {
     let outcome = instantiate(&mut store).await;
-    (store, outcome.map(|()| Vec::new()))
+    (store, outcome.map(|()| Results::None))
 }
 
 async fn instantiate(store: &mut Store<Host>) -> wasmtime::Result<()> {
@@ -609,7 +668,7 @@ pub fn locked<'a>(
     if wait == Wait::Briefly {
         let ticks = engine::ticks().wrapping_sub(start);
         // A guest that has used up its slice gives way to other processes at once.
-        let percent = match atoms::yield_() == answer {
+        let percent = match atoms::yield_() == answer || atoms::hurry() == answer {
             true => 100,
             false => (ticks * TIMESLICE_PERCENT_PER_TICK).min(100),
         };
@@ -698,8 +757,8 @@ fn make<'a>(
     let this = resource.encode(env);
     let future = Box::pin(top_instantiate(store));
     let step = locked(env, &resource, wait, |state| {
-        resource.take_off(state, Flight { future, caller: env.pid(), monitor: None });
-        resource.step(env, this, state)
+        resource.take_off(state, future, env.pid(), None);
+        resource.step(env, this, state, wait)
     });
     (this, step).encode(env)
 }

@@ -24,8 +24,9 @@ const COMPILER_STACK: usize = 16 * 1024 * 1024;
 
 pub struct Compiled {
     pub module: Module,
-    /// Functions by export name.
-    pub functions: HashMap<Box<str>, Arc<ExportedFunction>>,
+    pub functions: Vec<ExportedFunction>,
+    /// The places of the functions in `functions`, by export name. Looked up in every call.
+    pub function_names: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
     pub globals: HashMap<Box<str>, ExportedGlobal>,
     pub tables: HashMap<Box<str>, ExportedTable>,
     /// Exported memories; the first is the one that is meant where none is named.
@@ -67,7 +68,8 @@ impl Compiled {
     }
 
     fn new(module: Module, binary: &[u8]) -> wasmtime::Result<Self> {
-        let mut functions = HashMap::new();
+        let mut functions = Vec::new();
+        let mut function_names = HashMap::default();
         let mut globals = HashMap::new();
         let mut tables = HashMap::new();
         let mut memories = Vec::new();
@@ -77,7 +79,8 @@ impl Compiled {
             match exported.ty() {
                 ExternType::Func(ty) => {
                     let signature = Signature::new(&ty);
-                    functions.insert(name, Arc::new(ExportedFunction { export, signature }));
+                    function_names.insert(name, functions.len());
+                    functions.push(ExportedFunction { export, signature });
                 }
                 ExternType::Global(ty) => {
                     let mutable = ty.mutability() == Mutability::Var;
@@ -97,7 +100,17 @@ impl Compiled {
             module.imports().map(|import| import.ty().func().map(Signature::new)).collect();
         let pre = resolve_imports(&module)?;
         let custom_sections = custom_sections(binary);
-        Ok(Compiled { module, functions, globals, tables, memories, imports, pre, custom_sections })
+        Ok(Compiled {
+            module,
+            functions,
+            function_names,
+            globals,
+            tables,
+            memories,
+            imports,
+            pre,
+            custom_sections,
+        })
     }
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use wasmtime::{
-    AsContextMut, Engine, Instance, Memory, ResourceLimiter, Store, StoreContextMut, UpdateDeadline,
+    AsContext, AsContextMut, Engine, Func, Instance, Memory, ResourceLimiter, Store,
+    StoreContextMut, UpdateDeadline, Val,
 };
 
 use crate::error::{Limit, LimitKind};
@@ -11,12 +12,15 @@ use crate::exchange::Exchange;
 use crate::memory::View;
 use crate::module::Compiled;
 
-/// Slices, in ticks. The first slice of a call holds a normal scheduler; it is a tick or two
-/// long, because a call can begin anywhere within a tick. Later slices are longer where they
-/// hold a dirty scheduler, since changing hands there costs microseconds.
-const FIRST_SLICE: u64 = 2;
-pub const NORMAL_SLICE: u64 = 1;
-pub const DIRTY_SLICE: u64 = 2;
+/// Slices, in ticks. A guest is asked at every tick whether it may go on, so that whoever waits
+/// for it waits for a tick, however long the slice. The first slice of a call holds a normal
+/// scheduler; it is a tick or two long, because a call can begin anywhere within a tick. Later
+/// slices are longer where they hold a dirty scheduler, since changing hands there costs
+/// microseconds, and longer still where no other guest waits for one.
+const FIRST_SLICE: u32 = 2;
+pub const NORMAL_SLICE: u32 = 1;
+pub const DIRTY_SLICE: u32 = 2;
+pub const UNCONTENDED_SLICE: u32 = 5;
 
 pub struct Host {
     /// The instance's identity on this node.
@@ -28,13 +32,30 @@ pub struct Host {
     pub memories: Vec<Memory>,
     pub exchange: Arc<Exchange>,
     pub limits: Limits,
-    /// Whether the slice that is running has already given way once.
+    /// The exported functions that have been called, by their place in [`Compiled::functions`].
+    pub called: Vec<(usize, Func)>,
+    /// Room for the values of a call, kept from one call to the next.
+    pub room: Vec<Val>,
+    /// The ticks that the slice that is running has had.
+    ticks: u32,
+    /// Whether the guest has given way, and is asked for the first time since.
     yielded: bool,
 }
 
 impl Host {
     pub fn new(id: u64, module: Arc<Compiled>, exchange: Arc<Exchange>, limits: Limits) -> Self {
-        Host { id, module, instance: None, memories: Vec::new(), exchange, limits, yielded: false }
+        Host {
+            id,
+            module,
+            instance: None,
+            memories: Vec::new(),
+            exchange,
+            limits,
+            called: Vec::new(),
+            room: Vec::new(),
+            ticks: 0,
+            yielded: false,
+        }
     }
 }
 
@@ -139,22 +160,27 @@ impl ResourceLimiter for Limits {
 pub fn new(host: Host, engine: &Engine) -> Store<Host> {
     let mut store = Store::new(engine, host);
     store.limiter(|host| &mut host.limits);
-    store.epoch_deadline_callback(slice_ended);
+    store.epoch_deadline_callback(tick);
     store
 }
 
-/// At a slice's end the guest gives way once; when it is polled again, and before it gets its
-/// next slice, it is asked whether it may go on at all. (A deadline of no ticks brings the
-/// guest back here at once.)
-fn slice_ended(mut store: StoreContextMut<'_, Host>) -> wasmtime::Result<UpdateDeadline> {
-    let exchange = store.data().exchange.clone();
-    if let Some(stop) = exchange.stop() {
+/// Asked at every tick. At its slice's end the guest gives way; when it is polled again, it is
+/// asked whether it may go on at all before its next slice begins. (A deadline of no ticks
+/// brings the guest back here at once.)
+fn tick(mut store: StoreContextMut<'_, Host>) -> wasmtime::Result<UpdateDeadline> {
+    let host = store.data_mut();
+    if let Some(stop) = host.exchange.stop() {
         return Err(stop.into());
     }
-    if std::mem::take(&mut store.data_mut().yielded) {
-        return Ok(UpdateDeadline::Continue(exchange.slice()));
+    if std::mem::take(&mut host.yielded) {
+        host.ticks = 0;
+        return Ok(UpdateDeadline::Continue(1));
     }
-    store.data_mut().yielded = true;
+    host.ticks += 1;
+    if host.ticks < host.exchange.slice() {
+        return Ok(UpdateDeadline::Continue(1));
+    }
+    host.yielded = true;
     capture(&mut store);
     Ok(UpdateDeadline::Yield(0))
 }
@@ -162,13 +188,21 @@ fn slice_ended(mut store: StoreContextMut<'_, Host>) -> wasmtime::Result<UpdateD
 /// Gives the guest that is about to run a full first slice.
 pub fn new_slice(mut store: impl AsContextMut<Data = Host>) {
     let mut store = store.as_context_mut();
-    store.data_mut().yielded = false;
-    store.set_epoch_deadline(FIRST_SLICE);
+    let host = store.data_mut();
+    host.yielded = false;
+    host.ticks = 0;
+    host.exchange.set_slice(FIRST_SLICE);
+    store.set_epoch_deadline(1);
 }
 
 /// Records where the memories are, for those who reach them while the guest is suspended.
-pub fn capture(mut store: impl AsContextMut<Data = Host>) {
-    let store = store.as_context_mut();
-    let host = store.data();
-    host.exchange.set_views(host.memories.iter().map(|memory| View::of(memory, &store)));
+pub fn capture(store: impl AsContextMut<Data = Host>) {
+    let store = store.as_context();
+    store.data().exchange.set_views(views(&store));
+}
+
+/// Where the memories are as long as the guest is suspended.
+pub fn views(store: &impl AsContext<Data = Host>) -> impl Iterator<Item = View> {
+    let host = store.as_context().data();
+    host.memories.iter().map(|memory| View::of(memory, store))
 }

@@ -2,7 +2,8 @@
 //!
 //! A value crosses in two steps, because terms live in the environment of a NIF call and
 //! references live in a store, and the two are not always at hand together:
-//! term ⇄ [`Value`] (no store) and [`Value`] ⇄ [`Val`] (no environment).
+//! term ⇄ [`Value`] (no store) and [`Value`] ⇄ [`Val`] (no environment). Numbers live nowhere,
+//! and cross in one: term ⇄ [`Val`].
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,11 +17,8 @@ use crate::atoms;
 
 #[derive(Clone)]
 pub enum Value {
-    I32(i32),
-    I64(i64),
-    F32(f32),
-    F64(f64),
-    V128(u128),
+    /// Never a reference.
+    Number(Val),
     Null,
     Func(Arc<FuncHandle>),
     Extern(Arc<HeldTerm>),
@@ -90,11 +88,14 @@ impl HeldTerm {
 pub struct Signature {
     pub params: Arc<[ValType]>,
     pub results: Arc<[ValType]>,
+    /// Whether there are numbers only, and no references.
+    pub numeric: bool,
 }
 
 impl Signature {
     pub fn new(ty: &FuncType) -> Self {
-        Signature { params: ty.params().collect(), results: ty.results().collect() }
+        let numeric = ty.params().chain(ty.results()).all(|ty| !ty.is_ref());
+        Signature { params: ty.params().collect(), results: ty.results().collect(), numeric }
     }
 }
 
@@ -128,17 +129,25 @@ pub fn type_names(types: &[ValType]) -> Vec<Atom> {
 /// Reads a term as a value of type `ty`.
 pub fn decode(term: Term, ty: &ValType) -> Result<Value, Mismatch> {
     match ty {
+        ValType::Ref(reference) => decode_reference(term, reference),
+        number => decode_number(term, number).map(Value::Number),
+    }
+}
+
+/// Reads a term as a number of type `ty`, or as a vector.
+pub fn decode_number(term: Term, ty: &ValType) -> Result<Val, Mismatch> {
+    match ty {
         ValType::I32 => match term.decode::<i64>() {
             Ok(n) => (i64::from(i32::MIN)..=i64::from(u32::MAX))
                 .contains(&n)
-                .then_some(Value::I32(n as i32))
+                .then_some(Val::I32(n as i32))
                 .ok_or(Mismatch::Range),
             Err(_) => Err(integer_mismatch(term)),
         },
         ValType::I64 => match term.decode::<i64>() {
-            Ok(n) => Ok(Value::I64(n)),
+            Ok(n) => Ok(Val::I64(n)),
             Err(_) => match term.decode::<u64>() {
-                Ok(n) => Ok(Value::I64(n as i64)),
+                Ok(n) => Ok(Val::I64(n as i64)),
                 Err(_) => Err(integer_mismatch(term)),
             },
         },
@@ -146,18 +155,18 @@ pub fn decode(term: Term, ty: &ValType) -> Result<Value, Mismatch> {
             let (value, is_finite) = decode_float(term, |n| n as f32, |x| x as f32)?;
             match is_finite && value.is_infinite() {
                 true => Err(Mismatch::Range),
-                false => Ok(Value::F32(value)),
+                false => Ok(Val::F32(value.to_bits())),
             }
         }
-        ValType::F64 => decode_float(term, |n| n as f64, |x| x).map(|(x, _)| Value::F64(x)),
+        ValType::F64 => decode_float(term, |n| n as f64, |x| x).map(|(x, _)| Val::F64(x.to_bits())),
         ValType::V128 => {
             let bytes = Binary::from_term(term).map_err(|_| Mismatch::Type)?;
             match bytes.as_slice().try_into() {
-                Ok(lanes) => Ok(Value::V128(u128::from_le_bytes(lanes))),
+                Ok(lanes) => Ok(Val::V128(u128::from_le_bytes(lanes).into())),
                 Err(_) => Err(Mismatch::Range),
             }
         }
-        ValType::Ref(reference) => decode_reference(term, reference),
+        ValType::Ref(_) => Err(Mismatch::Type),
     }
 }
 
@@ -216,22 +225,35 @@ fn decode_reference(term: Term, ty: &RefType) -> Result<Value, Mismatch> {
 /// Writes a value as a term; integers are signed unless `unsigned` is asked for.
 pub fn encode<'a>(env: Env<'a>, value: &Value, unsigned: bool) -> Term<'a> {
     match value {
-        Value::I32(n) if unsigned => (*n as u32).encode(env),
-        Value::I64(n) if unsigned => (*n as u64).encode(env),
-        Value::I32(n) => n.encode(env),
-        Value::I64(n) => n.encode(env),
-        Value::F32(x) => encode_float(env, f64::from(*x)),
-        Value::F64(x) => encode_float(env, *x),
-        Value::V128(bits) => {
-            let mut binary = NewBinary::new(env, 16);
-            binary.as_mut_slice().copy_from_slice(&bits.to_le_bytes());
-            binary.into()
-        }
+        Value::Number(number) => encode_number(env, number, unsigned),
         Value::Null => atoms::nil().encode(env),
         Value::Func(func) => ResourceArc::new(FuncResource(func.clone())).encode(env),
         Value::Extern(term) => term.load(env),
         Value::Opaque => atoms::other().encode(env),
     }
+}
+
+fn encode_number<'a>(env: Env<'a>, number: &Val, unsigned: bool) -> Term<'a> {
+    match number {
+        Val::I32(n) if unsigned => (*n as u32).encode(env),
+        Val::I64(n) if unsigned => (*n as u64).encode(env),
+        Val::I32(n) => n.encode(env),
+        Val::I64(n) => n.encode(env),
+        Val::F32(bits) => encode_float(env, f64::from(f32::from_bits(*bits))),
+        Val::F64(bits) => encode_float(env, f64::from_bits(*bits)),
+        Val::V128(bits) => {
+            let mut binary = NewBinary::new(env, 16);
+            binary.as_mut_slice().copy_from_slice(&bits.as_u128().to_le_bytes());
+            binary.into()
+        }
+        _ => atoms::other().encode(env),
+    }
+}
+
+pub fn encode_numbers<'a>(env: Env<'a>, numbers: &[Val], unsigned: bool) -> Term<'a> {
+    let empty = Term::list_new_empty(env);
+    let prepend = |list: Term<'a>, number| list.list_prepend(encode_number(env, number, unsigned));
+    numbers.iter().rev().fold(empty, prepend)
 }
 
 pub fn encode_all<'a>(env: Env<'a>, values: &[Value], unsigned: bool) -> Term<'a> {
@@ -254,11 +276,7 @@ fn encode_float(env: Env<'_>, x: f64) -> Term<'_> {
 /// Brings a value into a store. References are rooted in the store's current scope.
 pub fn to_val(mut store: impl AsContextMut, value: &Value, ty: &ValType) -> wasmtime::Result<Val> {
     Ok(match value {
-        Value::I32(n) => Val::I32(*n),
-        Value::I64(n) => Val::I64(*n),
-        Value::F32(x) => Val::F32(x.to_bits()),
-        Value::F64(x) => Val::F64(x.to_bits()),
-        Value::V128(bits) => Val::V128((*bits).into()),
+        Value::Number(number) => *number,
         Value::Null | Value::Opaque => match ty {
             ValType::Ref(reference) => Val::null_ref(reference.heap_type()),
             _ => Val::null_ref(&HeapType::Extern),
@@ -270,14 +288,14 @@ pub fn to_val(mut store: impl AsContextMut, value: &Value, ty: &ValType) -> wasm
     })
 }
 
+pub fn is_number(val: &Val) -> bool {
+    matches!(val, Val::I32(_) | Val::I64(_) | Val::F32(_) | Val::F64(_) | Val::V128(_))
+}
+
 /// Takes a value out of a store; `owner` is the identity of the store's instance.
 pub fn from_val(mut store: impl AsContextMut, val: &Val, owner: u64) -> Value {
     match val {
-        Val::I32(n) => Value::I32(*n),
-        Val::I64(n) => Value::I64(*n),
-        Val::F32(bits) => Value::F32(f32::from_bits(*bits)),
-        Val::F64(bits) => Value::F64(f64::from_bits(*bits)),
-        Val::V128(bits) => Value::V128(bits.as_u128()),
+        number if is_number(number) => Value::Number(*number),
         Val::FuncRef(Some(func)) => {
             let ty = func.ty(store.as_context());
             let signature = Signature::new(&ty);
