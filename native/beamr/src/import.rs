@@ -1,4 +1,5 @@
-//! Imported functions: the guest's way into the process that called it.
+//! Imports: functions, the guest's way into the process that called it; and the memories, tables
+//! and globals that an instance is made with.
 //!
 //! Every imported function is an async host function that posts what was asked and then waits.
 //! While it waits the guest is suspended with this function's [`Caller`] at the top of its
@@ -6,15 +7,19 @@
 
 use std::future::Future;
 
-use wasmtime::{Caller, Extern, ExternType, Func, Store, Val};
+use rustler::{Atom, NifResult, Term};
+use wasmtime::{
+    Caller, Extern, ExternType, Func, Global, ImportType, Memory, MemoryTypeBuilder, Ref, RefType,
+    RootScope, Store, Table, TableType, Val, ValType,
+};
 
-use crate::call;
 use crate::error::Stop;
 use crate::exchange::{Asked, Errand};
-use crate::export;
-use crate::module::Compiled;
+use crate::export::{self, Reach};
+use crate::module::{Compiled, ModuleResource};
 use crate::store::{self, Host};
-use crate::value;
+use crate::value::{self, Mismatch, Value};
+use crate::{atoms, call};
 
 type Hosted<'a> = Box<dyn Future<Output = wasmtime::Result<()>> + Send + 'a>;
 
@@ -78,24 +83,141 @@ async fn run(
 fn find_memories(caller: &mut Caller<'_, Host>) {
     let module = caller.data().module.clone();
     if caller.data().memories.len() != module.memories.len() {
-        let exports = module.memories.iter();
-        let memories = exports
-            .filter_map(|(_, export)| caller.get_module_export(export)?.into_memory())
-            .collect();
+        let places = module.memories.iter();
+        let memories = places.filter_map(|(_, place)| caller.find(*place)?.into_memory()).collect();
         caller.data_mut().memories = memories;
+    }
+}
+
+/// What an instance is given for an import that is no function.
+pub enum Given {
+    /// Of a memory in pages, of a table in elements.
+    Limits {
+        minimum: u64,
+        maximum: Option<u64>,
+    },
+    Value(Value),
+}
+
+/// Reads what is given for the imports that are no functions, in their order. Elixir has seen to
+/// it that it fits the module.
+pub fn given(module: &Compiled, list: Term) -> NifResult<Vec<Given>> {
+    if list.is_empty_list() {
+        return Ok(Vec::new());
+    }
+    let types = module.module.imports().map(|import| import.ty());
+    let types = types.filter(|ty| ty.func().is_none());
+    let terms = list.decode::<Vec<Term>>()?;
+    terms.into_iter().zip(types).map(|(term, ty)| given_for(&ty, term)).collect()
+}
+
+fn given_for(ty: &ExternType, term: Term) -> NifResult<Given> {
+    match ty {
+        ExternType::Global(ty) => {
+            let value = initial(term, ty.content()).map_err(|_| rustler::Error::BadArg)?;
+            Ok(Given::Value(value))
+        }
+        _ => term.decode().map(|(minimum, maximum)| Given::Limits { minimum, maximum }),
+    }
+}
+
+/// A value that is there before the instance is: whatever function it is, it is another's.
+fn initial(term: Term, ty: &ValType) -> Result<Value, Mismatch> {
+    match value::decode(term, ty)? {
+        Value::Func(_) => Err(Mismatch::Type),
+        value => Ok(value),
+    }
+}
+
+/// Whether the value can be the first of the imported global, or of the elements of the imported
+/// table.
+#[rustler::nif]
+fn import_check(module: &ModuleResource, index: usize, value: Term) -> Atom {
+    let ty = module.0.module.imports().nth(index).map(|import| import.ty());
+    let checked = match ty {
+        Some(ExternType::Global(ty)) => initial(value, ty.content()),
+        Some(ExternType::Table(ty)) => initial(value, &ValType::Ref(ty.element().clone())),
+        _ => Err(Mismatch::Type),
+    };
+    match checked {
+        Ok(_) => atoms::ok(),
+        Err(mismatch) => mismatch.atom(),
     }
 }
 
 /// The imports of a module that [`crate::module::Compiled`] could not resolve for all
 /// instances at once, made for one store.
-pub fn externs(store: &mut Store<Host>, module: &Compiled) -> wasmtime::Result<Vec<Extern>> {
-    module
-        .module
-        .imports()
-        .enumerate()
-        .map(|(index, import)| match import.ty() {
-            ExternType::Func(ty) => Ok(Func::new_async(&mut *store, ty, function(index)).into()),
-            _ => Err(wasmtime::Error::msg("only functions can be imported")),
-        })
-        .collect()
+pub fn externs(
+    store: &mut Store<Host>,
+    module: &Compiled,
+    given: Vec<Given>,
+) -> wasmtime::Result<Vec<Extern>> {
+    let imports: Vec<ImportType> = module.module.imports().collect();
+    let mut given = given.into_iter();
+    let mut externs: Vec<Extern> = Vec::with_capacity(imports.len());
+    for (index, import) in imports.iter().enumerate() {
+        let ty = import.ty();
+        let made = if let ExternType::Func(ty) = ty {
+            Func::new_async(&mut *store, ty, function(index)).into()
+        } else {
+            let given = given.next().ok_or_else(|| wasmtime::Error::msg("an import is missing"))?;
+            // One name is one thing, however often it is imported.
+            let earlier = imports[..index].iter().position(|earlier| is_same(earlier, import));
+            match earlier {
+                Some(earlier) => externs[earlier].clone(),
+                None => make(store, &ty, given)?,
+            }
+        };
+        externs.push(made);
+    }
+    Ok(externs)
+}
+
+fn is_same(one: &ImportType, other: &ImportType) -> bool {
+    one.module() == other.module()
+        && one.name() == other.name()
+        && match (one.ty(), other.ty()) {
+            (ExternType::Memory(one), ExternType::Memory(other)) => {
+                one.is_64() == other.is_64() && one.page_size() == other.page_size()
+            }
+            (ExternType::Table(one), ExternType::Table(other)) => {
+                one.is_64() == other.is_64() && RefType::eq(one.element(), other.element())
+            }
+            (ExternType::Global(one), ExternType::Global(other)) => {
+                one.mutability() == other.mutability()
+                    && ValType::eq(one.content(), other.content())
+            }
+            _ => false,
+        }
+}
+
+fn make(store: &mut Store<Host>, ty: &ExternType, given: Given) -> wasmtime::Result<Extern> {
+    match (ty, given) {
+        (ExternType::Memory(ty), Given::Limits { minimum, maximum }) => {
+            let ty = MemoryTypeBuilder::new()
+                .min(minimum)
+                .max(maximum)
+                .memory64(ty.is_64())
+                .page_size_log2(ty.page_size_log2())
+                .build()?;
+            Ok(Memory::new(store, ty)?.into())
+        }
+        (ExternType::Table(ty), Given::Limits { minimum, maximum }) => {
+            let element = ty.element().clone();
+            let null = Ref::null(element.heap_type());
+            let ty = if ty.is_64() {
+                TableType::new64(element, minimum, maximum)
+            } else {
+                let maximum = maximum.map(u32::try_from).transpose()?;
+                TableType::new(element, u32::try_from(minimum)?, maximum)
+            };
+            Ok(Table::new(store, ty, null)?.into())
+        }
+        (ExternType::Global(ty), Given::Value(value)) => {
+            let mut scope = RootScope::new(store);
+            let val = value::to_val(&mut scope, &value, ty.content())?;
+            Ok(Global::new(&mut scope, ty.clone(), val)?.into())
+        }
+        _ => Err(wasmtime::Error::msg("nothing can be given for this kind of import")),
+    }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use wasmtime::{
-    AsContextMut, Engine, Instance, Memory, ResourceLimiter, Store, StoreContextMut, UpdateDeadline,
+    AsContextMut, Engine, Extern, Instance, Memory, ResourceLimiter, Store, StoreContextMut,
+    UpdateDeadline,
 };
 
 use crate::error::{Limit, LimitKind};
@@ -24,6 +25,8 @@ pub struct Host {
     pub module: Arc<Compiled>,
     /// None until instantiation has ended well.
     pub instance: Option<Instance>,
+    /// By import index, for a module that does not import functions only.
+    pub imported: Vec<Extern>,
     /// In the order of [`Compiled::memories`].
     pub memories: Vec<Memory>,
     pub exchange: Arc<Exchange>,
@@ -34,7 +37,16 @@ pub struct Host {
 
 impl Host {
     pub fn new(id: u64, module: Arc<Compiled>, exchange: Arc<Exchange>, limits: Limits) -> Self {
-        Host { id, module, instance: None, memories: Vec::new(), exchange, limits, yielded: false }
+        Host {
+            id,
+            module,
+            instance: None,
+            imported: Vec::new(),
+            memories: Vec::new(),
+            exchange,
+            limits,
+            yielded: false,
+        }
     }
 }
 
