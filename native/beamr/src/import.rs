@@ -129,14 +129,13 @@ fn initial(term: Term, ty: &ValType) -> Result<Value, Mismatch> {
     }
 }
 
-/// Whether the value can be the first of the imported global, or of the elements of the imported
-/// table.
+/// Whether the imported global can begin with the value; or an imported table with null.
 #[rustler::nif]
 fn import_check(module: &ModuleResource, index: usize, value: Term) -> Atom {
     let ty = module.0.module.imports().nth(index).map(|import| import.ty());
     let checked = match ty {
         Some(ExternType::Global(ty)) => initial(value, ty.content()),
-        Some(ExternType::Table(ty)) => initial(value, &ValType::Ref(ty.element().clone())),
+        Some(ExternType::Table(ty)) if ty.element().is_nullable() => Ok(Value::Null),
         _ => Err(Mismatch::Type),
     };
     match checked {
