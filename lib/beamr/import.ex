@@ -8,39 +8,44 @@ defmodule Beamr.Import do
   @typep import :: {String.t(), String.t(), Module.extern_type()}
 
   @doc """
-  The limits of a memory or table, or the value of a global, that `given` asks for; or the
-  problem that keeps it from being what the module imports.
+  The limits of a memory or table, or the value of a global, that was given; or the problem that
+  keeps it from being what the module imports. `item` counts the imports that are no functions.
   """
-  @spec make(import(), term(), Module.t()) :: {:ok, term()} | {:error, LinkError.problem()}
-  def make({_, _, {kind, _}} = import, kind, module) when kind in [:memory, :table] do
+  @spec make(import(), {:ok, term()} | :error, item :: non_neg_integer(), Module.t()) ::
+          {:ok, term()} | {:problem, LinkError.problem()}
+  def make(import, :error, _item, _module), do: problem(import, :missing, nil)
+
+  def make({_, _, {kind, _}} = import, {:ok, kind}, item, module)
+      when kind in [:memory, :table] do
     {minimum, maximum} = own_limits(import, module)
-    limits(import, minimum, maximum, kind, module)
+    limits(import, minimum, maximum, kind, item, module)
   end
 
-  def make({_, _, {kind, _}} = import, {kind, minimum} = given, module)
+  def make({_, _, {kind, _}} = import, {:ok, {kind, minimum} = given}, item, module)
       when kind in [:memory, :table] do
-    limits(import, minimum, nil, given, module)
+    limits(import, minimum, nil, given, item, module)
   end
 
-  def make({_, _, {kind, _}} = import, {kind, minimum, maximum} = given, module)
+  def make({_, _, {kind, _}} = import, {:ok, {kind, minimum, maximum} = given}, item, module)
       when kind in [:memory, :table] do
-    limits(import, minimum, if(maximum != :infinity, do: maximum), given, module)
+    limits(import, minimum, if(maximum != :infinity, do: maximum), given, item, module)
   end
 
-  def make({_, _, {:global, %{type: type}}} = import, :global, module) do
-    value(import, zero(type), :global, module)
+  def make({_, _, {:global, %{type: type}}} = import, {:ok, :global}, item, module) do
+    value(import, zero(type), :global, item, module)
   end
 
-  def make({_, _, {:global, _}} = import, {:global, value} = given, module) do
-    value(import, value, given, module)
+  def make({_, _, {:global, _}} = import, {:ok, {:global, value} = given}, item, module) do
+    value(import, value, given, item, module)
   end
 
-  def make(import, given, _module), do: {:error, problem(import, :type, given)}
+  def make(import, {:ok, given}, _item, _module), do: problem(import, :type, given)
 
-  @doc "One import that is not satisfied."
-  @spec problem(import(), atom(), term()) :: LinkError.problem()
-  def problem({module, name, wanted}, problem, given) do
-    %{module: module, name: name, problem: problem, wanted: wanted, given: given}
+  @doc "An import that is not satisfied."
+  @spec problem(import(), atom(), term(), map()) :: {:problem, LinkError.problem()}
+  def problem({module, name, wanted}, problem, given, more \\ %{}) do
+    import = %{module: module, name: name, problem: problem, wanted: wanted, given: given}
+    {:problem, Map.merge(import, more)}
   end
 
   # A name that is imported more than once is one thing, and has to satisfy each import.
@@ -50,28 +55,33 @@ defmodule Beamr.Import do
     {types |> Enum.map(& &1.minimum) |> Enum.max(), types |> Enum.map(& &1.maximum) |> Enum.min()}
   end
 
-  defp limits({_, _, {_, type}} = import, minimum, maximum, given, module)
+  defp limits({_, _, {_, type}} = import, minimum, maximum, given, item, module)
        when is_integer(minimum) and minimum >= 0 and
               (is_nil(maximum) or (is_integer(maximum) and maximum >= minimum)) do
     most = type.maximum || most(import)
+    largest = maximum || minimum
 
     cond do
       minimum < type.minimum ->
-        out_of_limits(import, :too_small, given, type.minimum, minimum)
+        problem(import, :too_small, given, %{required: type.minimum, provided: minimum})
 
-      (maximum || minimum) > most ->
-        out_of_limits(import, :too_large, given, most, maximum || minimum)
+      largest > most ->
+        problem(import, :too_large, given, %{required: most, provided: largest})
 
       type.maximum && !maximum ->
-        out_of_limits(import, :no_maximum, given, most, nil)
+        problem(import, :no_maximum, given, %{required: most, provided: nil})
+
+      # A table whose elements cannot be null has none to begin with.
+      match?({_, _, {:table, _}}, import) and not fits?(nil, item, module) ->
+        problem(import, :type, given)
 
       true ->
-        elements(import, {minimum, maximum}, given, module)
+        {:ok, {minimum, maximum}}
     end
   end
 
-  defp limits(import, _minimum, _maximum, given, _module) do
-    {:error, problem(import, :type, given)}
+  defp limits(import, _minimum, _maximum, given, _item, _module) do
+    problem(import, :type, given)
   end
 
   # What the index type can address.
@@ -81,32 +91,11 @@ defmodule Beamr.Import do
   defp most({_, _, {:table, %{index_type: :i32}}}), do: 2 ** 32 - 1
   defp most({_, _, {:table, _}}), do: 2 ** 64 - 1
 
-  defp out_of_limits(import, problem, given, required, provided) do
-    {:error,
-     import |> problem(problem, given) |> Map.merge(%{required: required, provided: provided})}
+  defp value(import, value, given, item, module) do
+    if fits?(value, item, module), do: {:ok, value}, else: problem(import, :value, given)
   end
 
-  # A table of elements that cannot be null has none to begin with.
-  defp elements({_, _, {:table, _}} = import, limits, given, module) do
-    if fits?(import, nil, module),
-      do: {:ok, limits},
-      else: {:error, problem(import, :type, given)}
-  end
-
-  defp elements(_import, limits, _given, _module), do: {:ok, limits}
-
-  defp value(import, value, given, module) do
-    if fits?(import, value, module),
-      do: {:ok, value},
-      else: {:error, problem(import, :value, given)}
-  end
-
-  # Types that look the same here need not be the same, so each import of the name is asked.
-  defp fits?(import, value, module) do
-    imports = Enum.with_index(Module.imports(module))
-    indices = for {^import, index} <- imports, do: index
-    Enum.all?(indices, &(Native.import_check(module.ref, &1, value) == :ok))
-  end
+  defp fits?(value, item, module), do: Native.import_check(module.ref, item, value) == :ok
 
   defp zero(type) when type in [:i32, :i64], do: 0
   defp zero(type) when type in [:f32, :f64], do: 0.0

@@ -140,22 +140,29 @@ defmodule Beamr.Instance do
   # The functions of the imports, by the import's index, and what is given for the others; or
   # every import that does not fit.
   defp link(module, imports) do
-    linked = Enum.map(Module.imports(module), &link_one(&1, imports, module))
+    linked = Enum.map(Module.imports(module), &link_one(&1, imports))
 
-    # Nearly always there are functions only.
+    # Nearly always there are functions only, and they fit.
     case for({_kind, _value} = other <- linked, do: other) do
-      [] ->
-        {:ok, List.to_tuple(linked), []}
-
-      others ->
-        case for({:problem, problem} <- others, do: problem) do
-          [] -> {:ok, List.to_tuple(linked), for({:given, given} <- others, do: given)}
-          problems -> {:error, %LinkError{imports: problems}}
-        end
+      [] -> {:ok, List.to_tuple(linked), []}
+      others -> link_others(others, List.to_tuple(linked), module)
     end
   end
 
-  defp link_one({module, name, {:function, %{params: params}} = type}, imports, _module) do
+  defp link_others(others, functions, module) do
+    {others, _count} =
+      Enum.map_reduce(others, 0, fn
+        {:item, {import, value}}, n -> {Import.make(import, value, n, module), n + 1}
+        problem, n -> {problem, n}
+      end)
+
+    case for({:problem, problem} <- others, do: problem) do
+      [] -> {:ok, functions, for({:ok, given} <- others, do: given)}
+      problems -> {:error, %LinkError{imports: problems}}
+    end
+  end
+
+  defp link_one({module, name, {:function, %{params: params}} = type}, imports) do
     case given(imports, module, name) do
       {:ok, function} when is_function(function, length(params) + 1) -> {module, name, function}
       {:ok, {:list, function}} when is_function(function, 2) -> {module, name, {:list, function}}
@@ -164,14 +171,8 @@ defmodule Beamr.Instance do
     end
   end
 
-  defp link_one({module, name, type} = import, imports, compiled) do
-    with {:ok, value} <- given(imports, module, name),
-         {:ok, given} <- Import.make(import, value, compiled) do
-      {:given, given}
-    else
-      :error -> problem(module, name, :missing, type, nil)
-      {:error, problem} -> {:problem, problem}
-    end
+  defp link_one({module, name, _type} = import, imports) do
+    {:item, {import, given(imports, module, name)}}
   end
 
   defp given(imports, module, name) do
@@ -190,7 +191,7 @@ defmodule Beamr.Instance do
   defp otherwise(_imports, module, name, type), do: problem(module, name, :missing, type, nil)
 
   defp problem(module, name, problem, wanted, given) do
-    {:problem, Import.problem({module, name, wanted}, problem, given)}
+    Import.problem({module, name, wanted}, problem, given)
   end
 
   @doc false

@@ -56,8 +56,9 @@ defmodule Beamr.Native do
           {:ok, {module_ref(), metered :: boolean()}} | {:error, reason()}
   def artifact_read(_artifact, _options), do: unloaded()
 
-  @spec import_check(module_ref(), import_index(), term()) :: :ok | :type | :out_of_bounds
-  def import_check(_module, _index, _value), do: unloaded()
+  @spec import_check(module_ref(), item :: non_neg_integer(), term()) ::
+          :ok | :type | :out_of_bounds
+  def import_check(_module, _item, _value), do: unloaded()
 
   @typedoc "What is given for each import that is no function: limits, or a global's value."
   @type given :: [{non_neg_integer(), non_neg_integer() | nil} | term()]

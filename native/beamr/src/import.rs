@@ -9,8 +9,8 @@ use std::future::Future;
 
 use rustler::{Atom, NifResult, Term};
 use wasmtime::{
-    Caller, Extern, ExternType, Func, Global, ImportType, Memory, MemoryTypeBuilder, Ref, RefType,
-    RootScope, Store, Table, TableType, Val, ValType,
+    Caller, Extern, ExternType, Global, Memory, MemoryTypeBuilder, Ref, RootScope, Store, Table,
+    TableType, Val, ValType,
 };
 
 use crate::error::Stop;
@@ -105,10 +105,8 @@ pub fn given(module: &Compiled, list: Term) -> NifResult<Vec<Given>> {
     if list.is_empty_list() {
         return Ok(Vec::new());
     }
-    let types = module.module.imports().map(|import| import.ty());
-    let types = types.filter(|ty| ty.func().is_none());
-    let terms = list.decode::<Vec<Term>>()?;
-    terms.into_iter().zip(types).map(|(term, ty)| given_for(&ty, term)).collect()
+    let terms = list.decode::<Vec<Term>>()?.into_iter();
+    terms.zip(&module.items).map(|(term, item)| given_for(&item.ty, term)).collect()
 }
 
 fn given_for(ty: &ExternType, term: Term) -> NifResult<Given> {
@@ -129,11 +127,11 @@ fn initial(term: Term, ty: &ValType) -> Result<Value, Mismatch> {
     }
 }
 
-/// Whether the imported global can begin with the value; or an imported table with null.
+/// Whether the item, by its place among the imports that are no functions, can begin with the
+/// value, if it is a global, or with null, if it is a table.
 #[rustler::nif]
-fn import_check(module: &ModuleResource, index: usize, value: Term) -> Atom {
-    let ty = module.0.module.imports().nth(index).map(|import| import.ty());
-    let checked = match ty {
+fn import_check(module: &ModuleResource, item: usize, value: Term) -> Atom {
+    let checked = match module.0.items.get(item).map(|item| &item.ty) {
         Some(ExternType::Global(ty)) => initial(value, ty.content()),
         Some(ExternType::Table(ty)) if ty.element().is_nullable() => Ok(Value::Null),
         _ => Err(Mismatch::Type),
@@ -151,43 +149,23 @@ pub fn externs(
     module: &Compiled,
     given: Vec<Given>,
 ) -> wasmtime::Result<Vec<Extern>> {
-    let imports: Vec<ImportType> = module.module.imports().collect();
-    let mut given = given.into_iter();
-    let mut externs: Vec<Extern> = Vec::with_capacity(imports.len());
-    for (index, import) in imports.iter().enumerate() {
-        let ty = import.ty();
-        let made = if let ExternType::Func(ty) = ty {
-            Func::new_async(&mut *store, ty, function(index)).into()
+    let missing = || wasmtime::Error::msg("an import is missing");
+    let mut items = module.items.iter().zip(given);
+    let mut externs: Vec<Extern> = Vec::with_capacity(module.imports.len());
+    for (index, function) in module.imports.iter().enumerate() {
+        let made = if function.is_some() {
+            let functions = module.host_functions.as_ref().ok_or_else(missing)?;
+            functions.get(&mut *store, "", &index.to_string())?
         } else {
-            let given = given.next().ok_or_else(|| wasmtime::Error::msg("an import is missing"))?;
-            // One name is one thing, however often it is imported.
-            let earlier = imports[..index].iter().position(|earlier| is_same(earlier, import));
-            match earlier {
+            let (item, given) = items.next().ok_or_else(missing)?;
+            match item.same_as {
                 Some(earlier) => externs[earlier].clone(),
-                None => make(store, &ty, given)?,
+                None => make(store, &item.ty, given)?,
             }
         };
         externs.push(made);
     }
     Ok(externs)
-}
-
-fn is_same(one: &ImportType, other: &ImportType) -> bool {
-    one.module() == other.module()
-        && one.name() == other.name()
-        && match (one.ty(), other.ty()) {
-            (ExternType::Memory(one), ExternType::Memory(other)) => {
-                one.is_64() == other.is_64() && one.page_size() == other.page_size()
-            }
-            (ExternType::Table(one), ExternType::Table(other)) => {
-                one.is_64() == other.is_64() && RefType::eq(one.element(), other.element())
-            }
-            (ExternType::Global(one), ExternType::Global(other)) => {
-                one.mutability() == other.mutability()
-                    && ValType::eq(one.content(), other.content())
-            }
-            _ => false,
-        }
 }
 
 fn make(store: &mut Store<Host>, ty: &ExternType, given: Given) -> wasmtime::Result<Extern> {

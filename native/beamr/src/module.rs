@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustler::{Atom, Binary, Encoder, Env, NifResult, Resource, ResourceArc, Term};
 use wasmtime::{
     ExternType, FuncType, GlobalType, InstancePre, Linker, Module, ModuleExport, Mutability,
-    TableType, ValType,
+    RefType, TableType, ValType,
 };
 
 use crate::engine::{self, Options};
@@ -40,7 +40,11 @@ pub struct Compiled {
     pub memories: Vec<(Box<str>, Place)>,
     /// Signatures of imported functions by import index; other kinds of import have none.
     pub imports: Vec<Option<Signature>>,
+    /// The imports that are no functions, in their order.
+    pub items: Vec<ImportedItem>,
     pub pre: Option<InstancePre<Host>>,
+    /// The imported functions, each under no module and its index, where there is no `pre`.
+    pub host_functions: Option<Linker<Host>>,
     pub custom_sections: CustomSections,
 }
 
@@ -53,6 +57,12 @@ pub enum Place {
     Export(ModuleExport),
     /// In [`Host::imported`].
     Import(usize),
+}
+
+pub struct ImportedItem {
+    pub ty: ExternType,
+    /// The first import of its name, where the two are one and the same thing.
+    pub same_as: Option<usize>,
 }
 
 pub struct ExportedFunction {
@@ -145,7 +155,12 @@ impl Compiled {
         memories.append(&mut imported_memories);
         let imports =
             module.imports().map(|import| import.ty().func().map(Signature::new)).collect();
+        let items = imported_items(&module);
         let pre = resolve_imports(&module)?;
+        let host_functions = match pre {
+            Some(_) => None,
+            None => Some(host_functions(&module)?),
+        };
         Ok(Compiled {
             module,
             options,
@@ -154,7 +169,9 @@ impl Compiled {
             tables,
             memories,
             imports,
+            items,
             pre,
+            host_functions,
             custom_sections,
         })
     }
@@ -191,6 +208,48 @@ fn resolve_imports(module: &Module) -> wasmtime::Result<Option<InstancePre<Host>
         linker.func_new_async(name.0, name.1, ty, import::function(index))?;
     }
     linker.instantiate_pre(module).map(Some)
+}
+
+fn imported_items(module: &Module) -> Vec<ImportedItem> {
+    let mut first: HashMap<(&str, &str), (usize, ExternType)> = HashMap::new();
+    let mut items = Vec::new();
+    for (index, import) in module.imports().enumerate() {
+        let ty = import.ty();
+        if ty.func().is_none() {
+            let (first, first_ty) = first
+                .entry((import.module(), import.name()))
+                .or_insert_with(|| (index, ty.clone()));
+            let same_as = (*first < index && is_same(first_ty, &ty)).then_some(*first);
+            items.push(ImportedItem { ty, same_as });
+        }
+    }
+    items
+}
+
+/// Whether two imports can be one thing; whether its limits satisfy both is another question.
+fn is_same(one: &ExternType, other: &ExternType) -> bool {
+    match (one, other) {
+        (ExternType::Memory(one), ExternType::Memory(other)) => {
+            one.is_64() == other.is_64() && one.page_size() == other.page_size()
+        }
+        (ExternType::Table(one), ExternType::Table(other)) => {
+            one.is_64() == other.is_64() && RefType::eq(one.element(), other.element())
+        }
+        (ExternType::Global(one), ExternType::Global(other)) => {
+            one.mutability() == other.mutability() && ValType::eq(one.content(), other.content())
+        }
+        _ => false,
+    }
+}
+
+fn host_functions(module: &Module) -> wasmtime::Result<Linker<Host>> {
+    let mut linker = Linker::new(module.engine());
+    for (index, import) in module.imports().enumerate() {
+        if let ExternType::Func(ty) = import.ty() {
+            linker.func_new_async("", &index.to_string(), ty, import::function(index))?;
+        }
+    }
+    Ok(linker)
 }
 
 /// With a `cache`, the path of a folder, what is found there is not compiled again.
