@@ -575,12 +575,61 @@ defmodule Beamr.ImportTest do
     end
   end
 
+  test "any limits are accepted or refused by the specification's rule" do
+    for_random_cases(300, fn ->
+      {kind, type, most} =
+        Enum.random([
+          {:memory, "", 65_536},
+          {:memory, "i64 ", 2 ** 48},
+          {:table, "", 2 ** 32 - 1},
+          {:table, "i64 ", 2 ** 64 - 1}
+        ])
+
+      wanted_minimum = random_integer(0, 5)
+      wanted_maximum = Enum.random([nil, wanted_minimum + random_integer(0, 5)])
+      minimum = random_integer(0, 8)
+      maximum = Enum.random([nil, minimum + random_integer(0, 5), most, most + 1])
+
+      fits =
+        minimum >= wanted_minimum and
+          (maximum || minimum) <= (wanted_maximum || most) and
+          (wanted_maximum == nil or maximum != nil)
+
+      element = if kind == :table, do: " funcref"
+      limits = "#{type}#{wanted_minimum} #{wanted_maximum}#{element}"
+      source = ~s|(module (import "env" "it" (#{kind} #{limits})))|
+
+      case Beamr.instantiate(source, env(%{"it" => {kind, minimum, maximum}})) do
+        {:ok, wasm} when kind == :memory ->
+          assert fits
+          assert Beamr.IO.size(wasm) == {:ok, minimum * @page}
+
+        {:ok, wasm} ->
+          assert fits
+          assert Instance.table_size(wasm, "it") == {:ok, minimum}
+
+        {:error, %LinkError{imports: [%{problem: problem}]}} ->
+          refute fits
+          assert problem in [:too_small, :too_large, :no_maximum]
+      end
+    end)
+  end
+
   test "tags cannot be given" do
     source = ~S|(module (import "env" "tag" (tag (param i32))))|
 
     for given <- [:tag, {:tag, [:i32]}, :memory] do
       assert problem(source, given, "tag") == %{problem: :type}
     end
+  end
+
+  test "thousands of them take no time that grows with their square" do
+    count = 20_000
+    globals = for n <- 1..count, do: ~s|(import "env" "g#{n}" (global i32))|
+    module = Beamr.compile!("(module #{globals})")
+    items = for n <- 1..count, into: %{}, do: {"g#{n}", {:global, n}}
+    wasm = Beamr.instantiate!(module, env(items))
+    assert Instance.get_global(wasm, "g#{count}") == {:ok, count}
   end
 
   test "functions beside them are called as ever" do
