@@ -98,7 +98,7 @@ defmodule Beamr.LinkError do
   | `:type` | it is something else that was given | |
   | `:value` | the value of a global is not of its type, or outside its range | |
   | `:too_small` | a memory or table begins with less than the module requires | `:required`, `:provided` |
-  | `:too_large` | it begins with more, or may grow to more, than the module (or its index type) allows | `:required`, `:provided` |
+  | `:too_large` | it begins with more, or may grow to more, than the module or its index type allows, a table with more than 10,000,000 elements | `:required`, `:provided` |
   | `:no_maximum` | it has no maximum, and the module requires one | `:required`, `:provided` (nil) |
 
   `:required` is the least or the most there may be, `:provided` what was given: pages of a memory,

@@ -7,6 +7,9 @@ defmodule Beamr.Import do
 
   @typep import :: {String.t(), String.t(), Module.extern_type()}
 
+  # As many as the engine lets a table of a module's own begin with. They are all written to.
+  @most_elements 10_000_000
+
   @doc """
   The limits of a memory or table, or the value of a global, that was given; or the problem that
   keeps it from being what the module imports. `item` counts the imports that are no functions.
@@ -68,11 +71,14 @@ defmodule Beamr.Import do
       largest > most ->
         problem(import, :too_large, given, %{required: most, provided: largest})
 
+      table?(import) and minimum > @most_elements ->
+        problem(import, :too_large, given, %{required: @most_elements, provided: minimum})
+
       type.maximum && !maximum ->
         problem(import, :no_maximum, given, %{required: most, provided: nil})
 
       # A table whose elements cannot be null has none to begin with.
-      match?({_, _, {:table, _}}, import) and not fits?(nil, item, module) ->
+      table?(import) and not fits?(nil, item, module) ->
         problem(import, :type, given)
 
       true ->
@@ -83,6 +89,8 @@ defmodule Beamr.Import do
   defp limits(import, _minimum, _maximum, given, _item, _module) do
     problem(import, :type, given)
   end
+
+  defp table?({_, _, {kind, _}}), do: kind == :table
 
   # What the index type can address.
   defp most({_, _, {:memory, %{index_type: :i32, page_size: size}}}), do: div(2 ** 32, size)

@@ -560,6 +560,20 @@ defmodule Beamr.ImportTest do
                %{problem: :too_large, required: 2 ** 32 - 1, provided: 2 ** 32}
     end
 
+    test "begins with no more than any table may" do
+      for {type, minimum} <- [{"", 2 ** 32 - 1}, {"i64", 2 ** 64 - 1}, {"", 10_000_001}] do
+        source = ~s|(module (import "env" "t" (table #{type} 1 funcref)))|
+
+        assert problem(source, {:table, minimum}, "t") ==
+                 %{problem: :too_large, required: 10_000_000, provided: minimum}
+      end
+
+      source = ~S|(module (import "env" "t" (table 1 funcref)))|
+      wasm = Beamr.instantiate!(source, env(%{"t" => {:table, 10_000_000}}))
+      assert Instance.table_size(wasm, "t") == {:ok, 10_000_000}
+      Beamr.close(wasm)
+    end
+
     test "of elements that cannot be null cannot be given" do
       assert problem(~S|(module (import "env" "t" (table 1 (ref extern))))|, :table, "t") ==
                %{problem: :type}

@@ -119,6 +119,13 @@ fn given_for(ty: &ExternType, term: Term) -> NifResult<Given> {
     }
 }
 
+/// More null elements than this take a normal scheduler too long.
+const LONG: u64 = 100_000;
+
+pub fn is_heavy(given: &[Given]) -> bool {
+    given.iter().any(|given| matches!(given, Given::Limits { minimum, .. } if *minimum > LONG))
+}
+
 /// A value that is there before the instance is: whatever function it is, it is another's.
 fn initial(term: Term, ty: &ValType) -> Result<Value, Mismatch> {
     match value::decode(term, ty)? {

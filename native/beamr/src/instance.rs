@@ -652,12 +652,10 @@ fn instance_start<'a>(
     options: InstanceOptions,
     given: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    match module.0.is_heavy() {
+    let given = import::given(&module.0, given)?;
+    match module.0.is_heavy() || import::is_heavy(&given) {
         true => Ok(atoms::dirty().encode(env)),
-        false => {
-            let given = import::given(&module.0, given)?;
-            Ok(make(env, &module.0, &options, given, Wait::Briefly))
-        }
+        false => Ok(make(env, &module.0, &options, given, Wait::Briefly)),
     }
 }
 
