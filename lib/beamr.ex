@@ -52,6 +52,16 @@ defmodule Beamr do
     * `:deterministic` - `true` to make the result of every call depend on its inputs alone, on
       every machine: NaNs are canonical and relaxed SIMD instructions behave in one way. Meters
       as well, and the fuel used is the same everywhere. `false` unless given.
+    * `:cache` - a folder that compiled modules are kept in: what was compiled before, by this
+      node or another, is only loaded. nil for none; unless given, what
+      `config :beamr, cache_dir: path` says.
+
+  A cache is machine code that is run as it is: **whoever can write to the folder can run
+  anything in this node**. Where it does not exist it is made, for its owner only (mode 0700).
+  Entries belong to one source, options, version of Beamr and of its engine, and kind of
+  processor; one that is damaged is compiled again and replaced. Any number of nodes may use one
+  cache at the same time. Nothing is ever removed from it; entries may be deleted at any time. A
+  cache that cannot be read or written makes compiling slower, and never fail.
 
       iex> {:ok, %Beamr.Module{}} = Beamr.compile("(module)")
       iex> {:error, error} = Beamr.compile("(module (func (export \\"f\\") i32.add))")
@@ -64,26 +74,39 @@ defmodule Beamr do
   end
 
   defp compile(source, opts, path) do
-    opts = Keyword.validate!(opts, fuel: false, deterministic: false)
-    for {name, value} <- opts, do: check!(is_boolean(value), name, value, "true or false")
-    metered = opts[:fuel] or opts[:deterministic]
+    {cache, opts} =
+      Keyword.pop_lazy(opts, :cache, fn -> Application.get_env(:beamr, :cache_dir) end)
 
-    native_opts =
-      for {name, true} <- [fuel: metered, deterministic: opts[:deterministic]], do: name
+    cache = cache && cache_folder!(cache)
+    native_opts = engine_options!(opts)
 
     if Telemetry.on?() do
       metadata = %{size: byte_size(source)}
-      Telemetry.span(:compile, metadata, fn -> compile(source, native_opts, metered, path) end)
+      Telemetry.span(:compile, metadata, fn -> compile(source, native_opts, cache, path) end)
     else
-      compile(source, native_opts, metered, path)
+      compile(source, native_opts, cache, path)
     end
   end
 
-  defp compile(source, native_opts, metered, path) do
-    case Native.module_compile(source, native_opts) do
-      {:ok, ref} -> {:ok, Beamr.Module.from_native(ref, metered)}
+  defp compile(source, native_opts, cache, path) do
+    case Native.module_compile(source, native_opts, cache) do
+      {:ok, ref} -> {:ok, Beamr.Module.from_native(ref, :fuel in native_opts)}
       {:error, reason} -> {:error, Error.compile(reason, path)}
     end
+  end
+
+  defp cache_folder!(path) when is_binary(path) and path != "", do: Path.expand(path)
+  defp cache_folder!([_ | _] = path), do: path |> List.to_string() |> Path.expand()
+  defp cache_folder!(path), do: check!(false, :cache, path, "the path of a folder, or nil")
+
+  @doc false
+  # The options of the engine that code is compiled for.
+  @spec engine_options!(keyword()) :: [atom()]
+  def engine_options!(opts) do
+    opts = Keyword.validate!(opts, fuel: false, deterministic: false)
+    for {name, value} <- opts, do: check!(is_boolean(value), name, value, "true or false")
+    metered = opts[:fuel] or opts[:deterministic]
+    for {name, true} <- [fuel: metered, deterministic: opts[:deterministic]], do: name
   end
 
   @doc "As `compile/2`, but raises the error."
@@ -117,8 +140,8 @@ defmodule Beamr do
 
   Options:
 
-    * `:imports` - what the module imports: a map of maps of functions, see
-      `t:Beamr.Instance.imports/0`. All that is missing or does not fit is listed in one
+    * `:imports` - what the module imports: a map of maps of functions, memories, globals and
+      tables, see `t:Beamr.Instance.imports/0`. All that is missing or does not fit is listed in one
       `Beamr.LinkError`; what the module does not import is ignored.
     * `:timeout` - milliseconds that the start function may take, or `:infinity`;
       #{@call_timeout} unless given.
@@ -126,8 +149,8 @@ defmodule Beamr do
     * `:max_depth` - how deep calls from host to guest may be nested in one another on this
       instance; #{@max_depth} unless given. A slice of a nested call costs time in proportion to
       its depth.
-    * `:max_memory` - bytes that all memories of the instance may have together; no limit but
-      the module's own unless given.
+    * `:max_memory` - bytes that all memories of the instance may have together, imported ones
+      included; no limit but the module's own unless given.
     * `:max_table_elements` - elements that all its tables may have together; likewise.
     * `:fuel` - how much fuel it starts with; as good as endless unless given. The module must
       have been compiled with `fuel: true`; source given here is.

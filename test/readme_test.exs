@@ -1,6 +1,6 @@
 defmodule Beamr.ReadmeTest do
   # What the README shows in Erlang is run as it stands there. (Its Elixir is a doctest of Beamr.)
-  use ExUnit.Case, async: true
+  use ExUnit.Case, async: false
 
   @blocks Regex.scan(~r/```erlang\n(.*?)```/s, File.read!("README.md"), capture: :all_but_first)
           |> List.flatten()

@@ -125,6 +125,16 @@ defmodule :beamr do
   def exports(module),
     do: for({name, type} <- Beamr.Module.exports(module), do: {name, type(type)})
 
+  @doc "See `Beamr.Module.serialize/1`."
+  @spec serialize(Beamr.Module.t()) :: binary()
+  def serialize(module), do: Beamr.Module.serialize(module)
+
+  @doc "See `Beamr.Module.deserialize_trusted/2`."
+  @spec deserialize_trusted(binary(), options()) :: result(Beamr.Module.t())
+  def deserialize_trusted(binary, opts \\ []) do
+    Beamr.Module.deserialize_trusted(binary, options(opts))
+  end
+
   @doc "See `Beamr.Instance.get_global/2`."
   @spec get_global(Beamr.guest(), binary()) :: result(term())
   def get_global(guest, name) do
@@ -213,6 +223,19 @@ defmodule :beamr do
       Map.put(imports, module, Map.put(functions, name, {:list, wrapped}))
     else
       _ -> imports
+    end
+  end
+
+  defp wrap({module, name, {kind, _type}}, imports) when kind in [:global, :memory, :table] do
+    case imports do
+      %{^module => %{^name => {:global, :undefined}} = items} ->
+        Map.put(imports, module, Map.put(items, name, {:global, nil}))
+
+      %{^module => %{^name => {^kind, minimum, :undefined}} = items} ->
+        Map.put(imports, module, Map.put(items, name, {kind, minimum, nil}))
+
+      _ ->
+        imports
     end
   end
 

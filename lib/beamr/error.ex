@@ -10,6 +10,8 @@ defmodule Beamr.CompileError do
   | `:unsupported` | a WebAssembly feature that this engine does not have |
   | `:legacy_exceptions` | the old exception opcodes; Binaryen's `wasm-opt --translate-to-exnref` rewrites them |
   | `:component` | a component; only core modules can be run |
+  | `:damaged` | no serialized module, or one that is not as it was written |
+  | `:incompatible` | a serialized module of another version or processor, or with other options; `detail` says which |
   | `{:file, posix}` | the file at `path` could not be read |
   | `:system` | the engine could not be set up or its compiler failed; `detail` says how |
 
@@ -26,6 +28,8 @@ defmodule Beamr.CompileError do
             | :unsupported
             | :legacy_exceptions
             | :component
+            | :damaged
+            | :incompatible
             | :system
             | {:file, File.posix()},
           detail: String.t() | nil,
@@ -63,6 +67,12 @@ defmodule Beamr.CompileError do
   defp text(%{reason: :component}),
     do: "this is a WebAssembly component; only core modules are supported"
 
+  defp text(%{reason: :damaged}),
+    do: "not a serialized module, or one that has been damaged since it was written"
+
+  defp text(%{reason: :incompatible} = e),
+    do: "the serialized module cannot be used here: #{e.detail}"
+
   defp text(%{reason: :system} = e), do: "the engine failed: #{e.detail}"
 
   defp place(%{offset: nil}), do: ""
@@ -78,20 +88,34 @@ defmodule Beamr.LinkError do
   `imports` has a map for each, in the module's order:
 
     * `:module` and `:name`, as the module imports it;
-    * `:problem`: `:missing`, or `:type` for something that does not fit;
+    * `:problem`, see below;
     * `:wanted`: the type in the module, see `t:Beamr.Module.extern_type/0`;
     * `:given`: what was given instead.
+
+  | `problem` | what is wrong | further keys |
+  |---|---|---|
+  | `:missing` | nothing was given | |
+  | `:type` | it is something else that was given | |
+  | `:value` | the value of a global is not of its type, or outside its range | |
+  | `:too_small` | a memory or table begins with less than the module requires | `:required`, `:provided` |
+  | `:too_large` | it begins with more, or may grow to more, than the module or its index type allows, a table with more than 10,000,000 elements | `:required`, `:provided` |
+  | `:no_maximum` | it has no maximum, and the module requires one | `:required`, `:provided` (nil) |
+
+  `:required` is the least or the most there may be, `:provided` what was given: pages of a memory,
+  elements of a table.
   """
 
   defexception reason: :imports, imports: []
 
   @typedoc "One import that is not satisfied."
   @type problem :: %{
-          module: String.t(),
-          name: String.t(),
-          problem: :missing | :type,
-          wanted: Beamr.Module.extern_type(),
-          given: term()
+          required(:module) => String.t(),
+          required(:name) => String.t(),
+          required(:problem) => :missing | :type | :value | :too_small | :too_large | :no_maximum,
+          required(:wanted) => Beamr.Module.extern_type(),
+          required(:given) => term(),
+          optional(:required) => non_neg_integer(),
+          optional(:provided) => non_neg_integer() | nil
         }
   @type t :: %__MODULE__{reason: :imports, imports: [problem(), ...]}
 
@@ -110,12 +134,37 @@ defmodule Beamr.LinkError do
       "#{hint(import.wanted)}, given: #{inspect(import.given)}"
   end
 
+  defp line(%{problem: :value, wanted: {:global, %{type: type}}} = import) do
+    "#{name(import)} must be #{Beamr.Module.describe(type)}, given: #{inspect(import.given)}"
+  end
+
+  defp line(%{problem: :too_small} = import) do
+    "#{name(import)} is too small: #{import.required} #{unit(import)} are required, " <>
+      "given: #{import.provided}"
+  end
+
+  defp line(%{problem: :too_large} = import) do
+    "#{name(import)} is too large: at most #{import.required} #{unit(import)} are allowed, " <>
+      "given: #{import.provided}"
+  end
+
+  defp line(%{problem: :no_maximum} = import) do
+    "#{name(import)} has no maximum: at most #{import.required} #{unit(import)} are allowed"
+  end
+
+  defp unit(%{wanted: {:memory, _type}}), do: "pages"
+  defp unit(%{wanted: {:table, _type}}), do: "elements"
+
   defp name(import), do: "#{inspect(import.module)} #{inspect(import.name)}"
 
   defp hint({:function, %{params: params}}) do
     " (an Elixir function of arity #{length(params) + 1}: the instance comes first)"
   end
 
+  defp hint({kind, _type}) when kind in [:memory, :table],
+    do: " (#{inspect(kind)} or {#{inspect(kind)}, minimum, maximum})"
+
+  defp hint({:global, _type}), do: " (:global or {:global, value})"
   defp hint(_type), do: ""
 end
 
@@ -287,7 +336,7 @@ defmodule Beamr.MemoryError do
   | `reason` | what is wrong |
   |---|---|
   | `:out_of_bounds` | `offset` + `length` lies past `size` |
-  | `:unknown_memory` | the module exports no memory named `memory` |
+  | `:unknown_memory` | the module has no memory named `memory` |
   | `:unterminated` | there is no NUL between `offset` and the end of memory at `size` |
   | `:malloc_failed` | the guest's `malloc` answered 0 for `length` bytes |
   | `:closed` | the instance is closed |
@@ -313,7 +362,7 @@ defmodule Beamr.MemoryError do
     do: "#{e.length} byte(s) at offset #{e.offset} are outside the memory of #{e.size} bytes"
 
   def message(%{reason: :unknown_memory} = e),
-    do: "the module exports no memory #{inspect(e.memory)}"
+    do: "the module has no memory #{inspect(e.memory)}"
 
   def message(%{reason: :unterminated} = e),
     do: "no NUL ends the string at offset #{e.offset} before the end of memory at #{e.size}"
@@ -352,12 +401,12 @@ end
 
 defmodule Beamr.ExportError do
   @moduledoc """
-  An exported global or table, or the fuel, that could not be read or changed as asked; nothing
+  A global or table, or the fuel, that could not be read or changed as asked; nothing
   was changed.
 
   | `reason` | what is wrong | further fields |
   |---|---|---|
-  | `:unknown_export` | nothing of this kind is exported under this name | |
+  | `:unknown_export` | nothing of this kind is exported, or imported, under this name | |
   | `:immutable` | the global cannot be set | |
   | `:type` | the value is not of the wanted type, or outside its range | `wanted`, `given` |
   | `:foreign_function` | the value is a function of another instance | `given` |
@@ -390,7 +439,7 @@ defmodule Beamr.ExportError do
 
   @impl true
   def message(%{reason: :unknown_export} = e),
-    do: "the module exports no #{e.kind} #{inspect(e.name)}"
+    do: "the module has no #{e.kind} #{inspect(e.name)}"
 
   def message(%{reason: :immutable} = e), do: "#{what(e)} is immutable"
 

@@ -12,7 +12,17 @@ defmodule Beamr.Instance do
 
   import Beamr.Guest, only: [is_guest: 1]
 
-  alias Beamr.{Error, ExportError, Guest, ImportError, LinkError, Module, Native, Telemetry}
+  alias Beamr.{
+    Error,
+    ExportError,
+    Guest,
+    Import,
+    ImportError,
+    LinkError,
+    Module,
+    Native,
+    Telemetry
+  }
 
   @enforce_keys [:ref, :module, :imports]
   defstruct [:ref, :module, :imports]
@@ -21,18 +31,53 @@ defmodule Beamr.Instance do
   @type t :: %__MODULE__{ref: reference(), module: Module.t(), imports: tuple()}
 
   @typedoc """
-  Imports by module and name. Each function takes the instance first and then the guest's
-  arguments, and runs in the process that made the call. An import with no results may return
-  anything, one with one result returns it, one with several returns a list of them.
+  Imports by module and name: functions, memories, globals and tables.
 
-  `{:list, function}` in a function's place is called with the instance and the list of the
-  arguments, whatever their number.
+  A function takes the instance first and then the guest's arguments, and runs in the process
+  that made the call. An import with no results may return anything, one with one result returns
+  it, one with several returns a list of them. `{:list, function}` in a function's place is called
+  with the instance and the list of the arguments, whatever their number.
+
+  Memories, globals and tables are made for the instance, for each one its own; an import never
+  stands for what another instance has. Their types are the module's own.
+
+    * `{:memory, minimum}` or `{:memory, minimum, maximum}` is a memory of `minimum` pages that
+      can grow to `maximum` (none where it is left out, nil or `:infinity`); `:memory` takes both
+      from the module.
+    * `{:global, value}` is a global that begins with the value; `:global` begins with zero, or
+      null.
+    * `{:table, minimum}` or `{:table, minimum, maximum}` is a table of that many null elements;
+      `:table` takes both from the module.
+
+  The guest's memory is then reached as any other is, see `Beamr.IO`; globals and tables by
+  `get_global/2`, `table_get/3` and so on, under the name of the import where the module does not
+  export something else under it.
+
+      iex> source = ~s|(module (import "env" "memory" (memory 1 4))
+      ...>   (import "env" "base" (global $base i32)) (func (export "base") (result i32) (global.get $base)))|
+      iex> env = %{"memory" => {:memory, 2, 4}, "base" => {:global, 1024}}
+      iex> wasm = Beamr.instantiate!(source, imports: %{"env" => env})
+      iex> Beamr.call(wasm, "base", [])
+      {:ok, [1024]}
+      iex> Beamr.IO.size(wasm)
+      {:ok, 131072}
   """
-  @type imports :: %{
-          optional(String.t()) => %{
-            optional(String.t()) => function() | {:list, (t(), [Beamr.value()] -> term())}
-          }
-        }
+  @type imports :: %{optional(String.t()) => %{optional(String.t()) => import_value()}}
+
+  @typedoc "What is given for one import, see `t:imports/0`."
+  @type import_value ::
+          function()
+          | {:list, (t(), [Beamr.value()] -> term())}
+          | :memory
+          | {:memory, minimum :: non_neg_integer()}
+          | {:memory, minimum :: non_neg_integer(), maximum :: limit()}
+          | :global
+          | {:global, Beamr.value()}
+          | :table
+          | {:table, minimum :: non_neg_integer()}
+          | {:table, minimum :: non_neg_integer(), maximum :: limit()}
+
+  @typep limit :: non_neg_integer() | nil | :infinity
 
   @typedoc """
   Where the slices of a call run.
@@ -70,7 +115,7 @@ defmodule Beamr.Instance do
   end
 
   defp make(module, imports, options) do
-    with {:ok, functions} <- link(module, imports) do
+    with {:ok, functions, given} <- link(module, imports) do
       timeout = within_outer(options.timeout)
 
       native_options =
@@ -78,8 +123,8 @@ defmodule Beamr.Instance do
          options.fuel}
 
       {ref, step} =
-        case Native.instance_start(module.ref, native_options) do
-          :dirty -> Native.instance_start_dirty(module.ref, native_options)
+        case Native.instance_start(module.ref, native_options, given) do
+          :dirty -> Native.instance_start_dirty(module.ref, native_options, given)
           started -> started
         end
 
@@ -92,12 +137,27 @@ defmodule Beamr.Instance do
     end
   end
 
-  # The functions of the imports, by the import's index; or every import that does not fit.
+  # The functions of the imports, by the import's index, and what is given for the others; or
+  # every import that does not fit.
   defp link(module, imports) do
     linked = Enum.map(Module.imports(module), &link_one(&1, imports))
 
-    case for({:problem, problem} <- linked, do: problem) do
-      [] -> {:ok, List.to_tuple(linked)}
+    # Nearly always there are functions only, and they fit.
+    case for({_kind, _value} = other <- linked, do: other) do
+      [] -> {:ok, List.to_tuple(linked), []}
+      others -> link_others(others, List.to_tuple(linked), module)
+    end
+  end
+
+  defp link_others(others, functions, module) do
+    {others, _count} =
+      Enum.map_reduce(others, 0, fn
+        {:item, {import, value}}, n -> {Import.make(import, value, n, module), n + 1}
+        problem, n -> {problem, n}
+      end)
+
+    case for({:problem, problem} <- others, do: problem) do
+      [] -> {:ok, functions, for({:ok, given} <- others, do: given)}
       problems -> {:error, %LinkError{imports: problems}}
     end
   end
@@ -111,11 +171,8 @@ defmodule Beamr.Instance do
     end
   end
 
-  defp link_one({module, name, type}, imports) do
-    case given(imports, module, name) do
-      {:ok, value} -> problem(module, name, :type, type, value)
-      :error -> problem(module, name, :missing, type, nil)
-    end
+  defp link_one({module, name, _type} = import, imports) do
+    {:item, {import, given(imports, module, name)}}
   end
 
   defp given(imports, module, name) do
@@ -134,7 +191,7 @@ defmodule Beamr.Instance do
   defp otherwise(_imports, module, name, type), do: problem(module, name, :missing, type, nil)
 
   defp problem(module, name, problem, wanted, given) do
-    {:problem, %{module: module, name: name, problem: problem, wanted: wanted, given: given}}
+    Import.problem({module, name, wanted}, problem, given)
   end
 
   @doc false
@@ -396,7 +453,7 @@ defmodule Beamr.Instance do
   def add_fuel!(guest, amount), do: guest |> add_fuel(amount) |> Error.unwrap!()
 
   @doc """
-  The value of an exported global.
+  The value of a global, by the name of its export, or else of its import.
 
       iex> wasm = Beamr.instantiate!(~s|(module (global (export "answer") i32 (i32.const 42)))|)
       iex> Beamr.Instance.get_global(wasm, "answer")
@@ -412,7 +469,7 @@ defmodule Beamr.Instance do
   def get_global!(guest, name), do: guest |> get_global(name) |> Error.unwrap!()
 
   @doc """
-  Sets an exported mutable global.
+  Sets a mutable global.
 
       iex> wasm = Beamr.instantiate!(~s|(module (global (export "level") (mut f64) (f64.const 0)))|)
       iex> Beamr.Instance.set_global(wasm, "level", 0.5)
@@ -430,7 +487,7 @@ defmodule Beamr.Instance do
   def set_global!(guest, name, value), do: guest |> set_global(name, value) |> Error.unwrap!()
 
   @doc """
-  The number of elements in an exported table.
+  The number of elements in a table, by the name of its export, or else of its import.
 
       iex> wasm = Beamr.instantiate!(~s|(module (table (export "t") 3 funcref))|)
       iex> Beamr.Instance.table_size(wasm, "t")
@@ -447,7 +504,7 @@ defmodule Beamr.Instance do
   def table_size!(guest, name), do: guest |> table_size(name) |> Error.unwrap!()
 
   @doc """
-  An element of an exported table. Functions can be called by what this answers.
+  An element of a table. Functions can be called by what this answers.
 
       iex> wasm = Beamr.instantiate!(~s|(module (table (export "t") funcref (elem $seven))
       ...>   (func $seven (result i32) (i32.const 7)))|)
@@ -466,7 +523,7 @@ defmodule Beamr.Instance do
   @spec table_get!(Beamr.guest(), String.t(), non_neg_integer()) :: Beamr.value()
   def table_get!(guest, name, index), do: guest |> table_get(name, index) |> Error.unwrap!()
 
-  @doc "Sets an element of an exported table: a function of the same instance, any term, or nil."
+  @doc "Sets an element of a table: a function of the same instance, any term, or nil."
   @spec table_set(Beamr.guest(), String.t(), non_neg_integer(), Beamr.value()) ::
           :ok | {:error, ExportError.t()}
   def table_set(guest, name, index, value)
@@ -484,7 +541,7 @@ defmodule Beamr.Instance do
   end
 
   @doc """
-  Grows an exported table by `delta` elements set to `value`; answers its size before. A growth
+  Grows a table by `delta` elements set to `value`; answers its size before. A growth
   that is refused changes nothing.
 
       iex> wasm = Beamr.instantiate!(~s|(module (table (export "t") 1 2 externref))|)

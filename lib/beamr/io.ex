@@ -9,8 +9,10 @@ defmodule Beamr.IO do
   never in the middle of one.
 
   Reads and writes act on the memory that the module exports as `"memory"`, or else on the
-  first that it exports; `memory: name` chooses another. A module that exports none has a memory
-  of 0 bytes.
+  first that it exports; `memory: name` chooses another. Where a module exports none, the one it
+  imports as `"memory"` or else the first that it imports is meant, and imported memories have
+  their import's name wherever nothing is exported under it. A module that has none has a memory of
+  0 bytes.
 
       iex> wasm = Beamr.instantiate!(~s|(module (memory (export "memory") 1))|)
       iex> Beamr.IO.size(wasm)
@@ -28,14 +30,14 @@ defmodule Beamr.IO do
 
   alias Beamr.{CallError, Error, Guest, Instance, MemoryError, Native}
 
-  @typedoc "`memory:` names an exported memory."
+  @typedoc "`memory:` names a memory."
   @type option :: {:memory, String.t() | nil}
 
   @chunk 4096
   @timeout 5_000
 
   @doc """
-  The memory's size in bytes: a multiple of its page size, 0 without an exported memory.
+  The memory's size in bytes: a multiple of its page size, 0 without a memory.
 
       iex> Beamr.IO.size(Beamr.instantiate!("(module)"))
       {:ok, 0}

@@ -4,14 +4,15 @@ defmodule Beamr.Module do
 
   A module is immutable: any number of processes may instantiate it at the same time, and
   sending it to another process copies no code. It is made by `Beamr.compile/2` and
-  `Beamr.compile_file/2`, and freed when nothing refers to it any more.
+  `Beamr.compile_file/2`, and freed when nothing refers to it any more. `serialize/1` keeps it
+  beyond that.
 
       iex> {:ok, module} = Beamr.compile("(module (func (export \\"id\\") (param i32) (result i32) local.get 0))")
       iex> Beamr.Module.exports(module)
       [{"id", {:function, %{params: [:i32], results: [:i32]}}}]
   """
 
-  alias Beamr.Native
+  alias Beamr.{CompileError, Error, Native}
 
   @enforce_keys [:ref, :imports, :name, :metered]
   defstruct [:ref, :imports, :name, :metered]
@@ -67,6 +68,54 @@ defmodule Beamr.Module do
       name: Native.module_name(ref),
       metered: metered
     }
+  end
+
+  @doc """
+  The compiled module as a binary, from which `deserialize_trusted/2` has it again without
+  compiling: on nodes with the same version of Beamr and the same kind of processor.
+
+      iex> module = Beamr.compile!("(module $calculator)")
+      iex> module |> Beamr.Module.serialize() |> Beamr.Module.deserialize_trusted!() |> Beamr.Module.name()
+      "calculator"
+  """
+  @spec serialize(t()) :: binary()
+  def serialize(%__MODULE__{ref: ref}), do: Native.artifact_write(ref)
+
+  @doc """
+  The module that `serialize/1` made a binary of.
+
+  The binary is machine code, and is run as it is. **Give it nothing that comes from anyone you do
+  not trust with the whole node**: it is checked for accidents, not for malice, and somebody who
+  wants to can make one that does anything.
+
+  With the option `:fuel` or `:deterministic` (see `Beamr.compile/2`) the module must have been
+  compiled with just these; without options it has those it was compiled with.
+
+  Fails with `Beamr.CompileError`: `:damaged` for what is no serialized module, or not as it was
+  written; `:incompatible` for one of another version or processor, or with other options.
+
+      iex> module = Beamr.compile!("(module)", fuel: true)
+      iex> {:ok, copy} = module |> Beamr.Module.serialize() |> Beamr.Module.deserialize_trusted()
+      iex> Beamr.Module.metered?(copy)
+      true
+      iex> {:error, error} = Beamr.Module.deserialize_trusted("(module)")
+      iex> error.reason
+      :damaged
+  """
+  @spec deserialize_trusted(binary(), keyword()) :: {:ok, t()} | {:error, CompileError.t()}
+  def deserialize_trusted(binary, opts \\ []) when is_binary(binary) and is_list(opts) do
+    expected = if opts != [], do: Beamr.engine_options!(opts)
+
+    case Native.artifact_read(binary, expected) do
+      {:ok, {ref, metered}} -> {:ok, from_native(ref, metered)}
+      {:error, reason} -> {:error, Error.compile(reason)}
+    end
+  end
+
+  @doc "As `deserialize_trusted/2`, but raises the error."
+  @spec deserialize_trusted!(binary(), keyword()) :: t()
+  def deserialize_trusted!(binary, opts \\ []) do
+    binary |> deserialize_trusted(opts) |> Error.unwrap!()
   end
 
   @doc """

@@ -34,8 +34,9 @@ defmodule Beamr.Native do
     :erlang.load_nif(String.to_charlist(path), Application.get_env(:beamr, :max_stack))
   end
 
-  @spec module_compile(binary(), [atom()]) :: {:ok, module_ref()} | {:error, reason()}
-  def module_compile(_source, _options), do: unloaded()
+  @spec module_compile(binary(), [atom()], cache :: Path.t() | nil) ::
+          {:ok, module_ref()} | {:error, reason()}
+  def module_compile(_source, _options, _cache), do: unloaded()
 
   @spec module_imports(module_ref()) :: [{String.t(), String.t(), Beamr.Module.extern_type()}]
   def module_imports(_module), do: unloaded()
@@ -49,16 +50,32 @@ defmodule Beamr.Native do
   @spec module_custom_sections(module_ref()) :: [{String.t(), non_neg_integer()}]
   def module_custom_sections(_module), do: unloaded()
 
+  @spec artifact_write(module_ref()) :: binary()
+  def artifact_write(_module), do: unloaded()
+
+  @spec artifact_read(binary(), [atom()] | nil) ::
+          {:ok, {module_ref(), metered :: boolean()}} | {:error, reason()}
+  def artifact_read(_artifact, _options), do: unloaded()
+
+  @spec import_check(module_ref(), item :: non_neg_integer(), term()) ::
+          :ok | :type | :out_of_bounds
+  def import_check(_module, _item, _value), do: unloaded()
+
+  @typedoc "What is given for each import that is no function: limits, or a global's value."
+  @type given :: [{non_neg_integer(), non_neg_integer() | nil} | term()]
+
   @typedoc "Timeout, maximal depth, memory, table elements and fuel; nil is no limit."
   @type instance_options ::
           {integer(), pos_integer(), non_neg_integer() | nil, non_neg_integer() | nil,
            non_neg_integer() | nil}
 
-  @spec instance_start(module_ref(), instance_options()) :: {instance_ref(), step()} | :dirty
-  def instance_start(_module, _options), do: unloaded()
+  @spec instance_start(module_ref(), instance_options(), given()) ::
+          {instance_ref(), step()} | :dirty
+  def instance_start(_module, _options, _given), do: unloaded()
 
-  @spec instance_start_dirty(module_ref(), instance_options()) :: {instance_ref(), step()}
-  def instance_start_dirty(_module, _options), do: unloaded()
+  @spec instance_start_dirty(module_ref(), instance_options(), given()) ::
+          {instance_ref(), step()}
+  def instance_start_dirty(_module, _options, _given), do: unloaded()
 
   @spec instance_close(instance_ref()) :: :ok | :dirty
   def instance_close(_instance), do: unloaded()

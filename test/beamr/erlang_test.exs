@@ -93,6 +93,29 @@ defmodule Beamr.ErlangTest do
       {ok, [IsNull]} = beamr:call(Wasm, <<"f">>, []),
       receive {import, Term} -> {Term, IsNull} end.
 
+  items(Source) ->
+      Env = #{<<"memory">> => {memory, 2, undefined},
+              <<"ref">> => {global, undefined},
+              <<"t">> => table},
+      {ok, Wasm} = beamr:instantiate(Source, #{imports => #{<<"env">> => Env}}),
+      {ok, 131072} = beamr:size(Wasm),
+      {ok, undefined} = beamr:get_global(Wasm, <<"ref">>),
+      {ok, 3} = beamr:table_size(Wasm, <<"t">>),
+      {error, #{imports := [#{problem := too_small, required := 1, provided := 0}]}} =
+          beamr:instantiate(Source, #{imports => #{<<"env">> => Env#{<<"memory">> => {memory, 0}}}}),
+      ok.
+
+  serialized(Source, Folder) ->
+      {ok, Module} = beamr:compile(Source, #{cache => Folder}),
+      Binary = beamr:serialize(Module),
+      {ok, Copy} = beamr:deserialize_trusted(Binary),
+      {ok, Copy1} = beamr:deserialize_trusted(Binary, [{fuel, false}]),
+      {error, #{reason := incompatible}} = beamr:deserialize_trusted(Binary, #{fuel => true}),
+      {error, #{reason := damaged}} = beamr:deserialize_trusted(<<>>),
+      [{ok, [3]}, {ok, [3]}] =
+          [begin {ok, Wasm} = beamr:instantiate(M), beamr:call(Wasm, <<"add">>, [1, 2]) end || M <- [Copy, Copy1]],
+      ok.
+
   fuel(Source) -> beamr:instantiate(Source, [{fuel, 100}]).
 
   stop(Wasm) ->
@@ -223,6 +246,23 @@ defmodule Beamr.ErlangTest do
     """
 
     assert client.null_in_import(source) == {:undefined, 1}
+  end
+
+  test "memories, globals and tables are imported", %{client: client} do
+    source = """
+    (module
+      (import "env" "memory" (memory 1))
+      (import "env" "ref" (global externref))
+      (import "env" "t" (table 3 funcref)))
+    """
+
+    assert client.items(source) == :ok
+  end
+
+  @tag :tmp_dir
+  test "modules are serialized and cached", %{client: client, tmp_dir: folder} do
+    assert client.serialized(@calculator, String.to_charlist(folder)) == :ok
+    assert [_entry] = File.ls!(folder)
   end
 
   test "types have undefined where there is no maximum", %{client: client} do

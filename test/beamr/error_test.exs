@@ -33,6 +33,10 @@ defmodule Beamr.ErrorTest do
        "the standard exception handling of your toolchain)"},
     {%CompileError{reason: :component},
      "this is a WebAssembly component; only core modules are supported"},
+    {%CompileError{reason: :damaged},
+     "not a serialized module, or one that has been damaged since it was written"},
+    {%CompileError{reason: :incompatible, detail: "it is old"},
+     "the serialized module cannot be used here: it is old"},
     {%CompileError{reason: {:file, :enoent}, path: "no.wasm"},
      "no.wasm: cannot be read: no such file or directory"},
     {%CompileError{reason: :system, detail: "no memory"}, "the engine failed: no memory"},
@@ -88,6 +92,44 @@ defmodule Beamr.ErrorTest do
            problem: :missing,
            wanted: {:tag, %{params: [:i32, :i64]}},
            given: nil
+         },
+         %{
+           module: "x",
+           name: "v",
+           problem: :value,
+           wanted: {:global, %{type: :f32, mutable: true}},
+           given: {:global, "1"}
+         },
+         %{
+           module: "x",
+           name: "s",
+           problem: :too_small,
+           wanted:
+             {:memory,
+              %{minimum: 2, maximum: nil, index_type: :i32, page_size: 65_536, shared: false}},
+           given: {:memory, 1},
+           required: 2,
+           provided: 1
+         },
+         %{
+           module: "x",
+           name: "l",
+           problem: :too_large,
+           wanted: {:table, %{element: :funcref, minimum: 1, maximum: 9, index_type: :i64}},
+           given: {:table, 1, 10},
+           required: 9,
+           provided: 10
+         },
+         %{
+           module: "x",
+           name: "n",
+           problem: :no_maximum,
+           wanted:
+             {:memory,
+              %{minimum: 2, maximum: 4, index_type: :i32, page_size: 65_536, shared: false}},
+           given: {:memory, 2},
+           required: 4,
+           provided: nil
          }
        ]
      },
@@ -95,11 +137,15 @@ defmodule Beamr.ErrorTest do
      the module's imports are not satisfied:
        * "env" "a" is missing: function (i32, f64) -> (i64) (an Elixir function of arity 3: the instance comes first)
        * "env" "b" has the wrong type: function () -> () is wanted (an Elixir function of arity 1: the instance comes first), given: :nope
-       * "x" "m" is missing: memory of 1 or more pages (i32)
-       * "x" "t" is missing: table of 1 to 9 funcref (i64)
-       * "x" "g" has the wrong type: global i32 is wanted, given: 1
-       * "x" "h" is missing: mutable global f32
-       * "x" "e" is missing: tag (i32, i64)\
+       * "x" "m" is missing: memory of 1 or more pages (i32) (:memory or {:memory, minimum, maximum})
+       * "x" "t" is missing: table of 1 to 9 funcref (i64) (:table or {:table, minimum, maximum})
+       * "x" "g" has the wrong type: global i32 is wanted (:global or {:global, value}), given: 1
+       * "x" "h" is missing: mutable global f32 (:global or {:global, value})
+       * "x" "e" is missing: tag (i32, i64)
+       * "x" "v" must be an f32 (a number in its range, or one of the atoms nan, infinity and neg_infinity), given: {:global, "1"}
+       * "x" "s" is too small: 2 pages are required, given: 1
+       * "x" "l" is too large: at most 9 elements are allowed, given: 10
+       * "x" "n" has no maximum: at most 4 pages are allowed\
      """},
     {%CallError{reason: :unknown_function, function: "f"},
      ~S|the module exports no function "f"|},
@@ -165,8 +211,7 @@ defmodule Beamr.ErrorTest do
      ~S|the import "env" "i" must return a list of 2 values (i32, f64), returned: [1]|},
     {%MemoryError{reason: :out_of_bounds, offset: 65_534, length: 4, size: 65_536},
      "4 byte(s) at offset 65534 are outside the memory of 65536 bytes"},
-    {%MemoryError{reason: :unknown_memory, memory: "heap"},
-     ~S|the module exports no memory "heap"|},
+    {%MemoryError{reason: :unknown_memory, memory: "heap"}, ~S|the module has no memory "heap"|},
     {%MemoryError{reason: :unterminated, offset: 10, size: 65_536},
      "no NUL ends the string at offset 10 before the end of memory at 65536"},
     {%MemoryError{reason: :malloc_failed, length: 6},
@@ -178,7 +223,7 @@ defmodule Beamr.ErrorTest do
     {%LimitError{reason: :max_table_elements, allowed: 1, wanted: 2},
      "max_table_elements allows 1, the module wants at least 2"},
     {%ExportError{reason: :unknown_export, kind: :global, name: "g"},
-     ~S|the module exports no global "g"|},
+     ~S|the module has no global "g"|},
     {%ExportError{reason: :immutable, kind: :global, name: "g"}, ~S|the global "g" is immutable|},
     {%ExportError{reason: :type, kind: :global, name: "g", wanted: :v128, given: 1},
      ~S|the global "g" takes a v128 (a binary of 16 bytes), given: 1|},

@@ -52,6 +52,9 @@ rustler::atoms! {
     unsupported,
     legacy_exceptions,
     component,
+    damaged,
+    incompatible,
+    system_limit,
 
     // values
     nan,

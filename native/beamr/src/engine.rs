@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::thread::Thread;
 use std::time::Duration;
 
+use rustler::Atom;
 use wasmtime::{Config, Engine};
+
+use crate::atoms;
 
 /// The unit in which slices are counted.
 pub const TICK: Duration = Duration::from_micros(200);
@@ -29,6 +32,25 @@ pub struct Options {
     pub deterministic: bool,
 }
 
+impl Options {
+    pub fn of(names: &[Atom]) -> Self {
+        Options {
+            fuel: names.contains(&atoms::fuel()),
+            deterministic: names.contains(&atoms::deterministic()),
+        }
+    }
+
+    /// One bit for each option.
+    pub fn bits(self) -> u8 {
+        u8::from(self.fuel) + 2 * u8::from(self.deterministic)
+    }
+
+    pub fn from_bits(bits: u8) -> Option<Self> {
+        let options = Options { fuel: bits & 1 != 0, deterministic: bits & 2 != 0 };
+        (options.bits() == bits).then_some(options)
+    }
+}
+
 static ENGINES: [OnceLock<Engine>; 4] = [const { OnceLock::new() }; 4];
 static MAX_STACK: AtomicUsize = AtomicUsize::new(DEFAULT_MAX_STACK);
 
@@ -38,7 +60,7 @@ pub fn set_max_stack(bytes: usize) {
 }
 
 pub fn get(options: Options) -> wasmtime::Result<&'static Engine> {
-    let slot = &ENGINES[usize::from(options.fuel) + 2 * usize::from(options.deterministic)];
+    let slot = &ENGINES[usize::from(options.bits())];
     if let Some(engine) = slot.get() {
         return Ok(engine);
     }

@@ -11,6 +11,7 @@ use wasmtime::{
 
 use crate::error::{self, Fault};
 use crate::instance::{InstanceResource, Wait, locked};
+use crate::module::Place;
 use crate::store::Host;
 use crate::value::{self, Value};
 use crate::{atoms, call};
@@ -18,12 +19,12 @@ use crate::{atoms, call};
 pub enum Operation {
     Fuel,
     AddFuel(u64),
-    GlobalGet(ModuleExport),
-    GlobalSet(ModuleExport, Value),
-    TableSize(ModuleExport),
-    TableGet(ModuleExport, u64),
-    TableSet(ModuleExport, u64, Value),
-    TableGrow(ModuleExport, u64, Value),
+    GlobalGet(Place),
+    GlobalSet(Place, Value),
+    TableSize(Place),
+    TableGet(Place, u64),
+    TableSet(Place, u64, Value),
+    TableGrow(Place, u64, Value),
 }
 
 pub enum Product {
@@ -32,10 +33,17 @@ pub enum Product {
     Value(Value),
 }
 
-/// The two ways to a store and its exports.
+/// The two ways to a store and what is in it.
 pub trait Reach {
     fn store(&mut self) -> StoreContextMut<'_, Host>;
     fn export(&mut self, export: &ModuleExport) -> Option<Extern>;
+
+    fn find(&mut self, place: Place) -> Option<Extern> {
+        match place {
+            Place::Export(export) => self.export(&export),
+            Place::Import(index) => self.store().data().imported.get(index).cloned(),
+        }
+    }
 }
 
 impl Reach for Store<Host> {
@@ -71,28 +79,28 @@ pub fn perform(reach: &mut impl Reach, operation: Operation) -> Result<Product, 
             store.set_fuel(fuel)?;
             Ok(Product::Number(fuel))
         }
-        Operation::GlobalGet(export) => {
-            let global = global(reach, &export)?;
+        Operation::GlobalGet(place) => {
+            let global = global(reach, place)?;
             let store = reach.store();
             let owner = store.data().id;
             let mut scope = RootScope::new(store);
             let val = global.get(&mut scope);
             Ok(Product::Value(value::from_val(&mut scope, &val, owner)))
         }
-        Operation::GlobalSet(export, value) => {
-            let global = global(reach, &export)?;
+        Operation::GlobalSet(place, value) => {
+            let global = global(reach, place)?;
             let mut scope = RootScope::new(reach.store());
             let ty = global.ty(&scope).content().clone();
             let val = value::to_val(&mut scope, &value, &ty)?;
             global.set(&mut scope, val)?;
             Ok(Product::Nothing)
         }
-        Operation::TableSize(export) => {
-            let table = table(reach, &export)?;
+        Operation::TableSize(place) => {
+            let table = table(reach, place)?;
             Ok(Product::Number(table.size(reach.store())))
         }
-        Operation::TableGet(export, index) => {
-            let table = table(reach, &export)?;
+        Operation::TableGet(place, index) => {
+            let table = table(reach, place)?;
             let store = reach.store();
             let owner = store.data().id;
             let mut scope = RootScope::new(store);
@@ -100,8 +108,8 @@ pub fn perform(reach: &mut impl Reach, operation: Operation) -> Result<Product, 
             let item = table.get(&mut scope, index).ok_or(Fault::IndexOutOfBounds { size })?;
             Ok(Product::Value(value::from_val(&mut scope, &Val::from(item), owner)))
         }
-        Operation::TableSet(export, index, value) => {
-            let table = table(reach, &export)?;
+        Operation::TableSet(place, index, value) => {
+            let table = table(reach, place)?;
             let mut scope = RootScope::new(reach.store());
             let size = table.size(&scope);
             if index >= size {
@@ -111,8 +119,8 @@ pub fn perform(reach: &mut impl Reach, operation: Operation) -> Result<Product, 
             table.set(&mut scope, index, item)?;
             Ok(Product::Nothing)
         }
-        Operation::TableGrow(export, delta, value) => {
-            let table = table(reach, &export)?;
+        Operation::TableGrow(place, delta, value) => {
+            let table = table(reach, place)?;
             let mut scope = RootScope::new(reach.store());
             let size = table.size(&scope);
             let item = item(&mut scope, &table, &value)?;
@@ -122,12 +130,12 @@ pub fn perform(reach: &mut impl Reach, operation: Operation) -> Result<Product, 
     }
 }
 
-fn global(reach: &mut impl Reach, export: &ModuleExport) -> Result<Global, Fault> {
-    reach.export(export).and_then(Extern::into_global).ok_or(Fault::UnknownExport)
+fn global(reach: &mut impl Reach, place: Place) -> Result<Global, Fault> {
+    reach.find(place).and_then(Extern::into_global).ok_or(Fault::UnknownExport)
 }
 
-fn table(reach: &mut impl Reach, export: &ModuleExport) -> Result<Table, Fault> {
-    reach.export(export).and_then(Extern::into_table).ok_or(Fault::UnknownExport)
+fn table(reach: &mut impl Reach, place: Place) -> Result<Table, Fault> {
+    reach.find(place).and_then(Extern::into_table).ok_or(Fault::UnknownExport)
 }
 
 fn item(
@@ -149,7 +157,7 @@ pub fn encode<'a>(env: Env<'a>, performed: Result<Product, Fault>) -> Term<'a> {
     }
 }
 
-/// What is asked of an exported global or table, or of the fuel. Values and indices are checked
+/// What is asked of a global or table, or of the fuel. Values and indices are checked
 /// here, so that what is queued for can be done.
 fn operation<'a>(
     instance: &InstanceResource,
@@ -174,23 +182,23 @@ fn operation<'a>(
     } else if verb == atoms::add_fuel() {
         Ok(Operation::AddFuel(number()))
     } else if verb == atoms::global_get() {
-        global().map(|global| Operation::GlobalGet(global.export))
+        global().map(|global| Operation::GlobalGet(global.place))
     } else if verb == atoms::global_set() {
         global().and_then(|global| match global.mutable {
-            true => Ok(Operation::GlobalSet(global.export, typed(&global.content)?)),
+            true => Ok(Operation::GlobalSet(global.place, typed(&global.content)?)),
             false => Err(Fault::Immutable),
         })
     } else if verb == atoms::table_size() {
-        table().map(|table| Operation::TableSize(table.export))
+        table().map(|table| Operation::TableSize(table.place))
     } else if verb == atoms::table_get() {
-        table().map(|table| Operation::TableGet(table.export, number()))
+        table().map(|table| Operation::TableGet(table.place, number()))
     } else if verb == atoms::table_set() {
         table().and_then(|table| {
-            Ok(Operation::TableSet(table.export, number(), typed(&table.element)?))
+            Ok(Operation::TableSet(table.place, number(), typed(&table.element)?))
         })
     } else if verb == atoms::table_grow() {
         table().and_then(|table| {
-            Ok(Operation::TableGrow(table.export, number(), typed(&table.element)?))
+            Ok(Operation::TableGrow(table.place, number(), typed(&table.element)?))
         })
     } else {
         return Err(rustler::Error::BadArg);

@@ -1,4 +1,5 @@
-//! Imported functions: the guest's way into the process that called it.
+//! Imports: functions, the guest's way into the process that called it; and the memories, tables
+//! and globals that an instance is made with.
 //!
 //! Every imported function is an async host function that posts what was asked and then waits.
 //! While it waits the guest is suspended with this function's [`Caller`] at the top of its
@@ -6,15 +7,19 @@
 
 use std::future::Future;
 
-use wasmtime::{Caller, Extern, ExternType, Func, Store, Val};
+use rustler::{Atom, NifResult, Term};
+use wasmtime::{
+    Caller, Extern, ExternType, Global, Memory, MemoryTypeBuilder, Ref, RootScope, Store, Table,
+    TableType, Val, ValType,
+};
 
-use crate::call;
 use crate::error::Stop;
 use crate::exchange::{Asked, Errand, Exchange};
-use crate::export;
-use crate::module::Compiled;
+use crate::export::{self, Reach};
+use crate::module::{Compiled, ModuleResource};
 use crate::store::{self, Host};
-use crate::value::{self, Value};
+use crate::value::{self, Mismatch, Value};
+use crate::{atoms, call};
 
 type Hosted<'a> = Box<dyn Future<Output = wasmtime::Result<()>> + Send + 'a>;
 
@@ -107,24 +112,125 @@ fn give(
 fn find_memories(caller: &mut Caller<'_, Host>) {
     let module = caller.data().module.clone();
     if caller.data().memories.len() != module.memories.len() {
-        let exports = module.memories.iter();
-        let memories = exports
-            .filter_map(|(_, export)| caller.get_module_export(export)?.into_memory())
-            .collect();
+        let places = module.memories.iter();
+        let memories = places.filter_map(|(_, place)| caller.find(*place)?.into_memory()).collect();
         caller.data_mut().memories = memories;
+    }
+}
+
+/// What an instance is given for an import that is no function.
+pub enum Given {
+    /// Of a memory in pages, of a table in elements.
+    Limits {
+        minimum: u64,
+        maximum: Option<u64>,
+    },
+    Value(Value),
+}
+
+/// Reads what is given for the imports that are no functions, in their order. Elixir has seen to
+/// it that it fits the module.
+pub fn given(module: &Compiled, list: Term) -> NifResult<Vec<Given>> {
+    if list.is_empty_list() {
+        return Ok(Vec::new());
+    }
+    let terms = list.decode::<Vec<Term>>()?.into_iter();
+    terms.zip(&module.items).map(|(term, item)| given_for(&item.ty, term)).collect()
+}
+
+fn given_for(ty: &ExternType, term: Term) -> NifResult<Given> {
+    match ty {
+        ExternType::Global(ty) => {
+            let value = initial(term, ty.content()).map_err(|_| rustler::Error::BadArg)?;
+            Ok(Given::Value(value))
+        }
+        _ => term.decode().map(|(minimum, maximum)| Given::Limits { minimum, maximum }),
+    }
+}
+
+/// More null elements than this take a normal scheduler too long.
+const LONG: u64 = 100_000;
+
+pub fn is_heavy(given: &[Given]) -> bool {
+    given.iter().any(|given| matches!(given, Given::Limits { minimum, .. } if *minimum > LONG))
+}
+
+/// A value that is there before the instance is: whatever function it is, it is another's.
+fn initial(term: Term, ty: &ValType) -> Result<Value, Mismatch> {
+    match value::decode(term, ty)? {
+        Value::Func(_) => Err(Mismatch::Type),
+        value => Ok(value),
+    }
+}
+
+/// Whether the item, by its place among the imports that are no functions, can begin with the
+/// value, if it is a global, or with null, if it is a table.
+#[rustler::nif]
+fn import_check(module: &ModuleResource, item: usize, value: Term) -> Atom {
+    let checked = match module.0.items.get(item).map(|item| &item.ty) {
+        Some(ExternType::Global(ty)) => initial(value, ty.content()),
+        Some(ExternType::Table(ty)) if ty.element().is_nullable() => Ok(Value::Null),
+        _ => Err(Mismatch::Type),
+    };
+    match checked {
+        Ok(_) => atoms::ok(),
+        Err(mismatch) => mismatch.atom(),
     }
 }
 
 /// The imports of a module that [`crate::module::Compiled`] could not resolve for all
 /// instances at once, made for one store.
-pub fn externs(store: &mut Store<Host>, module: &Compiled) -> wasmtime::Result<Vec<Extern>> {
-    module
-        .module
-        .imports()
-        .enumerate()
-        .map(|(index, import)| match import.ty() {
-            ExternType::Func(ty) => Ok(Func::new_async(&mut *store, ty, function(index)).into()),
-            _ => Err(wasmtime::Error::msg("only functions can be imported")),
-        })
-        .collect()
+pub fn externs(
+    store: &mut Store<Host>,
+    module: &Compiled,
+    given: Vec<Given>,
+) -> wasmtime::Result<Vec<Extern>> {
+    let missing = || wasmtime::Error::msg("an import is missing");
+    let mut items = module.items.iter().zip(given);
+    let mut externs: Vec<Extern> = Vec::with_capacity(module.imports.len());
+    for (index, function) in module.imports.iter().enumerate() {
+        let made = if function.is_some() {
+            let functions = module.host_functions.as_ref().ok_or_else(missing)?;
+            functions.get(&mut *store, "", &index.to_string())?
+        } else {
+            let (item, given) = items.next().ok_or_else(missing)?;
+            match item.same_as {
+                Some(earlier) => externs[earlier].clone(),
+                None => make(store, &item.ty, given)?,
+            }
+        };
+        externs.push(made);
+    }
+    Ok(externs)
+}
+
+fn make(store: &mut Store<Host>, ty: &ExternType, given: Given) -> wasmtime::Result<Extern> {
+    match (ty, given) {
+        (ExternType::Memory(ty), Given::Limits { minimum, maximum }) => {
+            let ty = MemoryTypeBuilder::new()
+                .min(minimum)
+                .max(maximum)
+                .memory64(ty.is_64())
+                .page_size_log2(ty.page_size_log2())
+                .build()?;
+            Ok(Memory::new(store, ty)?.into())
+        }
+        (ExternType::Table(ty), Given::Limits { minimum, maximum }) => {
+            let element = ty.element().clone();
+            let null = Ref::null(element.heap_type());
+            let ty = if ty.is_64() {
+                TableType::new64(element, minimum, maximum)
+            } else {
+                let maximum = maximum.map(u32::try_from).transpose()?;
+                TableType::new(element, u32::try_from(minimum)?, maximum)
+            };
+            Ok(Table::new(store, ty, null)?.into())
+        }
+        (ExternType::Global(ty), Given::Value(value)) => {
+            let mut scope = RootScope::new(store);
+            let val = value::to_val(&mut scope, &value, ty.content())?;
+            Ok(Global::new(&mut scope, ty.clone(), val)?.into())
+        }
+        _ => Err(wasmtime::Error::msg("nothing can be given for this kind of import")),
+    }
 }

@@ -24,16 +24,17 @@ use rustler::{
 };
 use wasmtime::{Store, ThrownException, Trap};
 
+use crate::atoms;
 use crate::call::{self, Answer, Outcome, Request, Results};
 use crate::engine::{self, Slice};
 use crate::error::{self, Fault, Stop};
 use crate::exchange::{self, Asked, Errand, Exchange};
 use crate::export::{self, Operation, Reach};
+use crate::import::{self, Given};
 use crate::memory::{self, View};
 use crate::module::{Compiled, ModuleResource};
 use crate::store::{self, Host, Limits};
 use crate::value::{self, HeldTerm};
-use crate::{atoms, import};
 
 /// How long a normal scheduler may wait for the lock.
 const BRIEF: Duration = Duration::from_micros(20);
@@ -614,24 +615,27 @@ enum Polled {
     Panicked,
 }
 
-async fn top_instantiate(mut store: Store<Host>) -> (Store<Host>, Outcome) {
-    let outcome = instantiate(&mut store).await;
+async fn top_instantiate(mut store: Store<Host>, given: Vec<Given>) -> (Store<Host>, Outcome) {
+    let outcome = instantiate(&mut store, given).await;
     (store, outcome.map(|()| Results::None))
 }
 
-async fn instantiate(store: &mut Store<Host>) -> wasmtime::Result<()> {
+async fn instantiate(store: &mut Store<Host>, given: Vec<Given>) -> wasmtime::Result<()> {
     store::new_slice(&mut *store);
     let module = store.data().module.clone();
     let instantiated = match &module.pre {
         Some(pre) => pre.instantiate_async(&mut *store).await,
-        None => {
-            let imports = import::externs(store, &module)?;
-            wasmtime::Instance::new_async(&mut *store, &module.module, &imports).await
-        }
+        None => match import::externs(store, &module, given) {
+            Ok(imports) => {
+                store.data_mut().imported.clone_from(&imports);
+                wasmtime::Instance::new_async(&mut *store, &module.module, &imports).await
+            }
+            Err(error) => Err(error),
+        },
     };
     store.data_mut().instance = Some(instantiated.map_err(|error| limit_of(store, error))?);
-    let exports = module.memories.iter();
-    let memories = exports.filter_map(|(_, export)| store.export(export)?.into_memory()).collect();
+    let places = module.memories.iter();
+    let memories = places.filter_map(|(_, place)| store.find(*place)?.into_memory()).collect();
     store.data_mut().memories = memories;
     Ok(())
 }
@@ -699,16 +703,18 @@ impl<'a> Decoder<'a> for InstanceOptions {
     }
 }
 
-/// `{resource, step}`, or `:dirty`.
+/// `{resource, step}`, or `:dirty`. `given` is what [`import::given`] reads.
 #[rustler::nif]
 fn instance_start<'a>(
     env: Env<'a>,
     module: &'a ModuleResource,
     options: InstanceOptions,
-) -> Term<'a> {
-    match module.0.is_heavy() {
-        true => atoms::dirty().encode(env),
-        false => make(env, &module.0, &options, Wait::Briefly),
+    given: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let given = import::given(&module.0, given)?;
+    match module.0.is_heavy() || import::is_heavy(&given) {
+        true => Ok(atoms::dirty().encode(env)),
+        false => Ok(make(env, &module.0, &options, given, Wait::Briefly)),
     }
 }
 
@@ -717,14 +723,17 @@ fn instance_start_dirty<'a>(
     env: Env<'a>,
     module: &'a ModuleResource,
     options: InstanceOptions,
-) -> Term<'a> {
-    make(env, &module.0, &options, Wait::AsLongAsNeeded)
+    given: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let given = import::given(&module.0, given)?;
+    Ok(make(env, &module.0, &options, given, Wait::AsLongAsNeeded))
 }
 
 fn make<'a>(
     env: Env<'a>,
     module: &Arc<Compiled>,
     options: &InstanceOptions,
+    given: Vec<Given>,
     wait: Wait,
 ) -> Term<'a> {
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
@@ -755,7 +764,7 @@ fn make<'a>(
         has_deaths: AtomicBool::new(false),
     });
     let this = resource.encode(env);
-    let future = Box::pin(top_instantiate(store));
+    let future = Box::pin(top_instantiate(store, given));
     let step = locked(env, &resource, wait, |state| {
         resource.take_off(state, future, env.pid(), None);
         resource.step(env, this, state, wait)

@@ -2,6 +2,7 @@
 //!
 //! Each file mirrors a part of `Beamr.Native`; functions are named `<file>_<verb>`.
 
+mod artifact;
 mod atoms;
 mod bench;
 mod call;

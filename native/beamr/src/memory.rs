@@ -147,7 +147,7 @@ fn to_binary<'a>(env: Env<'a>, bytes: &[u8]) -> Answer<'a> {
 }
 
 /// A large binary, or None where there is no memory for it (rustler's own constructors abort).
-fn try_alloc(size: usize) -> Option<OwnedBinary> {
+pub fn try_alloc(size: usize) -> Option<OwnedBinary> {
     let mut raw = std::mem::MaybeUninit::uninit();
     // SAFETY: `raw` is written by a call that answers other than 0, and only read after one.
     unsafe {

@@ -5,17 +5,21 @@
 //! [`InstancePre`] serves every instance whatever Elixir functions stand behind its imports.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustler::{Atom, Binary, Encoder, Env, NifResult, Resource, ResourceArc, Term};
 use wasmtime::{
-    ExternType, FuncType, InstancePre, Linker, Module, ModuleExport, Mutability, ValType,
+    ExternType, FuncType, GlobalType, InstancePre, Linker, Module, ModuleExport, Mutability,
+    RefType, TableType, ValType,
 };
 
 use crate::engine::{self, Options};
 use crate::store::Host;
 use crate::value::{self, Signature};
-use crate::{atoms, error, import};
+use crate::{artifact, atoms, error, import};
 
 const HEAVY_IMAGE: usize = 4 * 1024 * 1024;
 
@@ -24,18 +28,42 @@ const COMPILER_STACK: usize = 16 * 1024 * 1024;
 
 pub struct Compiled {
     pub module: Module,
+    pub options: Options,
     pub functions: Vec<ExportedFunction>,
     /// The places of the functions in `functions`, by export name. Looked up in every call.
     pub function_names: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
-    pub globals: HashMap<Box<str>, ExportedGlobal>,
-    pub tables: HashMap<Box<str>, ExportedTable>,
-    /// Exported memories; the first is the one that is meant where none is named.
-    pub memories: Vec<(Box<str>, ModuleExport)>,
+    /// Globals and tables by export name, or by the name of an import where none is exported
+    /// under it.
+    pub globals: HashMap<Box<str>, GlobalPlace>,
+    pub tables: HashMap<Box<str>, TablePlace>,
+    /// Memories by their names, exported ones before those that are imported only; the first is
+    /// the one that is meant where none is named.
+    pub memories: Vec<(Box<str>, Place)>,
     /// Signatures of imported functions by import index; other kinds of import have none.
     pub imports: Vec<Option<Signature>>,
+    /// The imports that are no functions, in their order.
+    pub items: Vec<ImportedItem>,
     pub pre: Option<InstancePre<Host>>,
-    /// Name and size in bytes of each custom section.
-    custom_sections: Vec<(Box<str>, usize)>,
+    /// The imported functions, each under no module and its index, where there is no `pre`.
+    pub host_functions: Option<Linker<Host>>,
+    pub custom_sections: CustomSections,
+}
+
+/// Name and size in bytes of each custom section.
+pub type CustomSections = Vec<(Box<str>, usize)>;
+
+/// Where an instance's memory, global or table is found.
+#[derive(Clone, Copy)]
+pub enum Place {
+    Export(ModuleExport),
+    /// In [`Host::imported`].
+    Import(usize),
+}
+
+pub struct ImportedItem {
+    pub ty: ExternType,
+    /// The first import of its name, where the two are one and the same thing.
+    pub same_as: Option<usize>,
 }
 
 pub struct ExportedFunction {
@@ -43,15 +71,28 @@ pub struct ExportedFunction {
     pub signature: Signature,
 }
 
-pub struct ExportedGlobal {
-    pub export: ModuleExport,
+pub struct GlobalPlace {
+    pub place: Place,
     pub content: ValType,
     pub mutable: bool,
 }
 
-pub struct ExportedTable {
-    pub export: ModuleExport,
+impl GlobalPlace {
+    fn new(place: Place, ty: &GlobalType) -> Self {
+        let mutable = ty.mutability() == Mutability::Var;
+        GlobalPlace { place, content: ty.content().clone(), mutable }
+    }
+}
+
+pub struct TablePlace {
+    pub place: Place,
     pub element: ValType,
+}
+
+impl TablePlace {
+    fn new(place: Place, ty: &TableType) -> Self {
+        TablePlace { place, element: ValType::Ref(ty.element().clone()) }
+    }
 }
 
 pub struct ModuleResource(pub Arc<Compiled>);
@@ -67,7 +108,11 @@ impl Compiled {
         image.end as usize - image.start as usize > HEAVY_IMAGE
     }
 
-    fn new(module: Module, binary: &[u8]) -> wasmtime::Result<Self> {
+    pub fn new(
+        module: Module,
+        options: Options,
+        custom_sections: CustomSections,
+    ) -> wasmtime::Result<Self> {
         let mut functions = Vec::new();
         let mut function_names = HashMap::default();
         let mut globals = HashMap::new();
@@ -76,6 +121,7 @@ impl Compiled {
         for exported in module.exports() {
             let name: Box<str> = exported.name().into();
             let Some(export) = module.get_export_index(&name) else { continue };
+            let place = Place::Export(export);
             match exported.ty() {
                 ExternType::Func(ty) => {
                     let signature = Signature::new(&ty);
@@ -83,35 +129,69 @@ impl Compiled {
                     functions.push(ExportedFunction { export, signature });
                 }
                 ExternType::Global(ty) => {
-                    let mutable = ty.mutability() == Mutability::Var;
-                    let content = ty.content().clone();
-                    globals.insert(name, ExportedGlobal { export, content, mutable });
+                    globals.insert(name, GlobalPlace::new(place, &ty));
                 }
                 ExternType::Table(ty) => {
-                    let element = ValType::Ref(ty.element().clone());
-                    tables.insert(name, ExportedTable { export, element });
+                    tables.insert(name, TablePlace::new(place, &ty));
                 }
-                ExternType::Memory(_) if &*name == "memory" => memories.insert(0, (name, export)),
-                ExternType::Memory(_) => memories.push((name, export)),
+                ExternType::Memory(_) => add_memory(&mut memories, name, place),
                 ExternType::Tag(_) => {}
             }
         }
+        let mut imported_memories = Vec::new();
+        for (index, import) in module.imports().enumerate() {
+            let name: Box<str> = import.name().into();
+            let place = Place::Import(index);
+            match import.ty() {
+                ExternType::Global(ty) => {
+                    globals.entry(name).or_insert_with(|| GlobalPlace::new(place, &ty));
+                }
+                ExternType::Table(ty) => {
+                    tables.entry(name).or_insert_with(|| TablePlace::new(place, &ty));
+                }
+                ExternType::Memory(_) if !is_known(&memories, &name) => {
+                    add_memory(&mut imported_memories, name, place);
+                }
+                _ => {}
+            }
+        }
+        memories.append(&mut imported_memories);
         let imports =
             module.imports().map(|import| import.ty().func().map(Signature::new)).collect();
+        let items = imported_items(&module);
         let pre = resolve_imports(&module)?;
-        let custom_sections = custom_sections(binary);
+        let host_functions = match pre {
+            Some(_) => None,
+            None => Some(host_functions(&module)?),
+        };
         Ok(Compiled {
             module,
+            options,
             functions,
             function_names,
             globals,
             tables,
             memories,
             imports,
+            items,
             pre,
+            host_functions,
             custom_sections,
         })
     }
+}
+
+fn is_known(memories: &[(Box<str>, Place)], name: &str) -> bool {
+    memories.iter().any(|(known, _)| &**known == name)
+}
+
+/// The one named "memory" is put first. Of several imports of one name the first counts.
+fn add_memory(memories: &mut Vec<(Box<str>, Place)>, name: Box<str>, place: Place) {
+    if is_known(memories, &name) {
+        return;
+    }
+    let at = if &*name == "memory" { 0 } else { memories.len() };
+    memories.insert(at, (name, place));
 }
 
 /// None where an import is no function, or one name is imported twice with different types:
@@ -134,44 +214,114 @@ fn resolve_imports(module: &Module) -> wasmtime::Result<Option<InstancePre<Host>
     linker.instantiate_pre(module).map(Some)
 }
 
-/// The work is done on a thread; the dirty I/O scheduler only waits for it, and the dirty CPU
-/// schedulers are left to guests.
-#[rustler::nif(schedule = "DirtyIo")]
-fn module_compile<'a>(env: Env<'a>, source: Binary<'a>, options: Vec<Atom>) -> Term<'a> {
-    let options = Options {
-        fuel: options.contains(&atoms::fuel()),
-        deterministic: options.contains(&atoms::deterministic()),
-    };
-    let bytes = source.as_slice();
-    let result = std::thread::scope(|scope| {
-        std::thread::Builder::new()
-            .name("beamr-compile".into())
-            .stack_size(COMPILER_STACK)
-            .spawn_scoped(scope, || compile(bytes, options))
-            .map_err(|error| CompileFault::System(error.to_string()))?
-            .join()
-            .unwrap_or_else(|_| Err(CompileFault::System("the compiler panicked".into())))
-    });
-    match result {
-        Ok(compiled) => {
-            let resource = ResourceArc::new(ModuleResource(Arc::new(compiled)));
-            (atoms::ok(), resource).encode(env)
+fn imported_items(module: &Module) -> Vec<ImportedItem> {
+    let mut first: HashMap<(&str, &str), (usize, ExternType)> = HashMap::new();
+    let mut items = Vec::new();
+    for (index, import) in module.imports().enumerate() {
+        let ty = import.ty();
+        if ty.func().is_none() {
+            let (first, first_ty) = first
+                .entry((import.module(), import.name()))
+                .or_insert_with(|| (index, ty.clone()));
+            let same_as = (*first < index && is_same(first_ty, &ty)).then_some(*first);
+            items.push(ImportedItem { ty, same_as });
         }
+    }
+    items
+}
+
+/// Whether two imports can be one thing; whether its limits satisfy both is another question.
+fn is_same(one: &ExternType, other: &ExternType) -> bool {
+    match (one, other) {
+        (ExternType::Memory(one), ExternType::Memory(other)) => {
+            one.is_64() == other.is_64() && one.page_size() == other.page_size()
+        }
+        (ExternType::Table(one), ExternType::Table(other)) => {
+            one.is_64() == other.is_64() && RefType::eq(one.element(), other.element())
+        }
+        (ExternType::Global(one), ExternType::Global(other)) => {
+            one.mutability() == other.mutability() && ValType::eq(one.content(), other.content())
+        }
+        _ => false,
+    }
+}
+
+fn host_functions(module: &Module) -> wasmtime::Result<Linker<Host>> {
+    let mut linker = Linker::new(module.engine());
+    for (index, import) in module.imports().enumerate() {
+        if let ExternType::Func(ty) = import.ty() {
+            linker.func_new_async("", &index.to_string(), ty, import::function(index))?;
+        }
+    }
+    Ok(linker)
+}
+
+/// With a `cache`, the path of a folder, what is found there is not compiled again.
+#[rustler::nif(schedule = "DirtyIo")]
+fn module_compile<'a>(
+    env: Env<'a>,
+    source: Binary<'a>,
+    options: Vec<Atom>,
+    cache: Option<Binary<'a>>,
+) -> Term<'a> {
+    let options = Options::of(&options);
+    let bytes = source.as_slice();
+    let cache = cache.as_ref().map(|path| Path::new(OsStr::from_bytes(path.as_slice())));
+    let compiled = on_compiler_thread(|| match cache {
+        Some(folder) => artifact::cached(folder, bytes, options),
+        None => compile(bytes, options),
+    });
+    match compiled {
+        Ok(compiled) => (atoms::ok(), to_resource(compiled)).encode(env),
         Err(fault) => (atoms::error(), fault.encode(env)).encode(env),
     }
 }
 
-enum CompileFault {
-    NotUtf8 { offset: usize },
-    Text { message: String, line: usize, column: usize },
+pub fn to_resource(compiled: Compiled) -> ResourceArc<ModuleResource> {
+    ResourceArc::new(ModuleResource(Arc::new(compiled)))
+}
+
+/// The work is done on a thread; the dirty I/O scheduler only waits for it, and the dirty CPU
+/// schedulers are left to guests.
+pub fn on_compiler_thread<T: Send>(
+    work: impl FnOnce() -> Result<T, CompileFault> + Send,
+) -> Result<T, CompileFault> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("beamr-compile".into())
+            .stack_size(COMPILER_STACK)
+            .spawn_scoped(scope, work)
+            .map_err(|error| CompileFault::System(error.to_string()))?
+            .join()
+            .unwrap_or_else(|_| Err(CompileFault::System("the compiler panicked".into())))
+    })
+}
+
+pub enum CompileFault {
+    NotUtf8 {
+        offset: usize,
+    },
+    Text {
+        message: String,
+        line: usize,
+        column: usize,
+    },
     Component,
-    Binary { kind: Atom, message: String, offset: Option<usize> },
+    Binary {
+        kind: Atom,
+        message: String,
+        offset: Option<usize>,
+    },
+    /// No artifact, or one that has changed since it was written.
+    Damaged,
+    /// An artifact that was written for another engine than this one.
+    Incompatible(String),
     System(String),
 }
 
 impl CompileFault {
     /// `{reason, message, offset | nil, {line, column} | nil}`
-    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+    pub fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
         let text = |message: &str| error::text(env, message);
         let no_place: (Option<usize>, Option<usize>) = (None, None);
         match self {
@@ -187,6 +337,12 @@ impl CompileFault {
             CompileFault::Binary { kind, message, offset } => {
                 (kind, text(message), offset, no_place).encode(env)
             }
+            CompileFault::Damaged => {
+                (atoms::damaged(), text(""), None::<usize>, no_place).encode(env)
+            }
+            CompileFault::Incompatible(message) => {
+                (atoms::incompatible(), text(message), None::<usize>, no_place).encode(env)
+            }
             CompileFault::System(message) => {
                 (atoms::system(), text(message), None::<usize>, no_place).encode(env)
             }
@@ -194,7 +350,7 @@ impl CompileFault {
     }
 }
 
-fn compile(source: &[u8], options: Options) -> Result<Compiled, CompileFault> {
+pub fn compile(source: &[u8], options: Options) -> Result<Compiled, CompileFault> {
     let binary = match source.starts_with(b"\0asm") {
         true => std::borrow::Cow::Borrowed(source),
         false => std::borrow::Cow::Owned(assemble(source)?),
@@ -204,7 +360,7 @@ fn compile(source: &[u8], options: Options) -> Result<Compiled, CompileFault> {
     }
     engine::get(options)
         .and_then(|engine| Module::from_binary(engine, &binary))
-        .and_then(|module| Compiled::new(module, &binary))
+        .and_then(|module| Compiled::new(module, options, custom_sections(&binary)))
         .map_err(|error| describe(&error))
 }
 
@@ -292,7 +448,7 @@ fn module_exports<'a>(env: Env<'a>, module: &'a ModuleResource) -> NifResult<Ter
 
 /// The custom sections of a valid module: id 0, the section's size, and the name in front of
 /// its contents.
-fn custom_sections(binary: &[u8]) -> Vec<(Box<str>, usize)> {
+fn custom_sections(binary: &[u8]) -> CustomSections {
     let mut sections = Vec::new();
     let mut rest = binary.get(8..).unwrap_or_default();
     while let Some((&id, after)) = rest.split_first() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use wasmtime::{
-    AsContext, AsContextMut, Engine, Func, Instance, Memory, ResourceLimiter, Store,
+    AsContext, AsContextMut, Engine, Extern, Func, Instance, Memory, ResourceLimiter, Store,
     StoreContextMut, UpdateDeadline, Val,
 };
 
@@ -28,6 +28,8 @@ pub struct Host {
     pub module: Arc<Compiled>,
     /// None until instantiation has ended well.
     pub instance: Option<Instance>,
+    /// By import index, for a module that does not import functions only.
+    pub imported: Vec<Extern>,
     /// In the order of [`Compiled::memories`].
     pub memories: Vec<Memory>,
     pub exchange: Arc<Exchange>,
@@ -48,6 +50,7 @@ impl Host {
             id,
             module,
             instance: None,
+            imported: Vec::new(),
             memories: Vec::new(),
             exchange,
             limits,

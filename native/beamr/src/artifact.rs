@@ -1,0 +1,194 @@
+//! Precompiled modules: the form that a compiled module is written in, and the cache of such on
+//! disk.
+//!
+//! An artifact holds machine code that will be run as it is. Invariant: wasmtime is given no byte
+//! of one whose version, options and hash are not those that this library wrote. That keeps out
+//! accidents; that whoever wrote it meant well is for the user to know.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustler::{Atom, Binary, Encoder, Env, NifResult, Term};
+use sha2::{Digest, Sha256};
+use wasmtime::Module;
+
+use crate::atoms;
+use crate::engine::{self, Options};
+use crate::memory;
+use crate::module::{self, CompileFault, Compiled, CustomSections, ModuleResource};
+
+/// What an artifact begins with. It is followed by
+///
+///   * the version of this library, behind its length in one byte: everything after it has the
+///     form of that version;
+///   * the SHA-256 of all that follows, 32 bytes;
+///   * the options, one byte;
+///   * the number of custom sections, and for each the length of its name, the name, and its
+///     size; numbers are little-endian, u64;
+///   * wasmtime's own artifact.
+const MAGIC: &[u8] = b"\0beamr\0\x01";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const HASH: usize = 32;
+
+fn write(compiled: &Compiled) -> wasmtime::Result<Vec<u8>> {
+    let mut body = vec![compiled.options.bits()];
+    body.extend((compiled.custom_sections.len() as u64).to_le_bytes());
+    for (name, size) in &compiled.custom_sections {
+        body.extend((name.len() as u64).to_le_bytes());
+        body.extend(name.as_bytes());
+        body.extend((*size as u64).to_le_bytes());
+    }
+    body.append(&mut compiled.module.serialize()?);
+    let mut artifact = Vec::with_capacity(MAGIC.len() + 1 + VERSION.len() + HASH + body.len());
+    artifact.extend(MAGIC);
+    artifact.push(VERSION.len() as u8);
+    artifact.extend(VERSION.as_bytes());
+    artifact.extend(Sha256::digest(&body));
+    artifact.append(&mut body);
+    Ok(artifact)
+}
+
+/// With `expected`, an artifact with other options than these is incompatible.
+fn read(artifact: &[u8], expected: Option<Options>) -> Result<Compiled, CompileFault> {
+    let rest = artifact.strip_prefix(MAGIC).ok_or(CompileFault::Damaged)?;
+    let (&length, rest) = rest.split_first().ok_or(CompileFault::Damaged)?;
+    let (version, rest) =
+        rest.split_at_checked(usize::from(length)).ok_or(CompileFault::Damaged)?;
+    if version != VERSION.as_bytes() {
+        let version = String::from_utf8_lossy(version);
+        let message = format!("it was serialized by version {version}, this is {VERSION}");
+        return Err(CompileFault::Incompatible(message));
+    }
+    let (hash, body) = rest.split_at_checked(HASH).ok_or(CompileFault::Damaged)?;
+    if hash != Sha256::digest(body).as_slice() {
+        return Err(CompileFault::Damaged);
+    }
+    let (options, sections, image) = split(body).ok_or(CompileFault::Damaged)?;
+    if expected.is_some_and(|expected| expected != options) {
+        let message = format!("it was compiled with {}", describe(options));
+        return Err(CompileFault::Incompatible(message));
+    }
+    let system = |error: wasmtime::Error| CompileFault::System(format!("{error:#}"));
+    let engine = engine::get(options).map_err(system)?;
+    // SAFETY: the bytes are, by their hash, those that `write` was given by wasmtime, for an
+    // engine that wasmtime itself compares with this one before it uses them. Nobody but who
+    // forges an artifact, hash and all, can have it otherwise; `Beamr.Module.deserialize_trusted`
+    // and the option `cache:` demand that no such artifact is given to them.
+    let module = unsafe { Module::deserialize(engine, image) };
+    let module = module.map_err(|error| CompileFault::Incompatible(format!("{error:#}")))?;
+    Compiled::new(module, options, sections).map_err(system)
+}
+
+fn split(body: &[u8]) -> Option<(Options, CustomSections, &[u8])> {
+    let (&bits, mut rest) = body.split_first()?;
+    let mut sections = Vec::new();
+    for _ in 0..take_number(&mut rest)? {
+        let length = usize::try_from(take_number(&mut rest)?).ok()?;
+        let (name, after) = rest.split_at_checked(length)?;
+        rest = after;
+        let size = usize::try_from(take_number(&mut rest)?).ok()?;
+        sections.push((std::str::from_utf8(name).ok()?.into(), size));
+    }
+    Some((Options::from_bits(bits)?, sections, rest))
+}
+
+fn take_number(bytes: &mut &[u8]) -> Option<u64> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(u64::from_le_bytes(*number))
+}
+
+fn describe(options: Options) -> &'static str {
+    match options {
+        Options { deterministic: true, .. } => "deterministic: true",
+        Options { fuel: true, .. } => "fuel: true",
+        _ => "neither fuel: true nor deterministic: true",
+    }
+}
+
+/// The module of this source from the cache in this folder, or compiled and put there.
+pub fn cached(folder: &Path, source: &[u8], options: Options) -> Result<Compiled, CompileFault> {
+    let name = name(source, options)?;
+    if let Ok(artifact) = fs::read(folder.join(&name))
+        && let Ok(compiled) = read(&artifact, Some(options))
+    {
+        return Ok(compiled);
+    }
+    let compiled = module::compile(source, options)?;
+    // Where it cannot be kept, it is compiled again the next time.
+    if let Ok(artifact) = write(&compiled) {
+        let _ = keep(folder, &name, &artifact);
+    }
+    Ok(compiled)
+}
+
+/// Names an entry after all that it depends on. Where two engines have the same name for
+/// different things, the artifact itself tells.
+fn name(source: &[u8], options: Options) -> Result<String, CompileFault> {
+    let engine = engine::get(options).map_err(|error| CompileFault::System(error.to_string()))?;
+    // Of wasmtime's version, its settings, and what the processor can do.
+    let mut compatibility = DefaultHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut compatibility);
+    let hash = Sha256::new()
+        .chain_update(MAGIC)
+        .chain_update([VERSION.len() as u8])
+        .chain_update(VERSION)
+        .chain_update([options.bits()])
+        .chain_update(compatibility.finish().to_le_bytes())
+        .chain_update(source)
+        .finalize();
+    Ok(format!("{hash:x}.beamr"))
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// Others see the whole entry or none of it: it is written under another name first.
+fn keep(folder: &Path, name: &str, artifact: &[u8]) -> io::Result<()> {
+    // Who can write here can have their code run by this node.
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let temporary = folder.join(format!("{name}.{time}-{}-{number}.new", process::id()));
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(artifact))
+        .and_then(|()| fs::rename(&temporary, folder.join(name)));
+    written.inspect_err(|_| {
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn artifact_write<'a>(env: Env<'a>, module: &'a ModuleResource) -> NifResult<Term<'a>> {
+    let artifact = write(&module.0).ok();
+    let binary = artifact.as_ref().and_then(|bytes| {
+        let mut binary = memory::try_alloc(bytes.len())?;
+        binary.as_mut_slice().copy_from_slice(bytes);
+        Some(binary)
+    });
+    let no_room = || rustler::Error::RaiseTerm(Box::new(atoms::system_limit()));
+    Ok(binary.ok_or_else(no_room)?.release(env).encode(env))
+}
+
+/// `{:ok, {module, metered}}`; `options` are those that it must have, or nil.
+#[rustler::nif(schedule = "DirtyIo")]
+fn artifact_read<'a>(env: Env<'a>, artifact: Binary<'a>, options: Option<Vec<Atom>>) -> Term<'a> {
+    let expected = options.map(|names| Options::of(&names));
+    let bytes = artifact.as_slice();
+    match module::on_compiler_thread(|| read(bytes, expected)) {
+        Ok(compiled) => {
+            let metered = compiled.options.fuel;
+            (atoms::ok(), (module::to_resource(compiled), metered)).encode(env)
+        }
+        Err(fault) => (atoms::error(), fault.encode(env)).encode(env),
+    }
+}
