@@ -86,9 +86,10 @@ defmodule :beamr do
   end
 
   @doc "See `Beamr.IO.write/4`."
+  @spec write(Beamr.guest(), non_neg_integer(), iodata(), options()) :: :ok | {:error, map()}
   @spec write(Beamr.guest(), iodata(), non_neg_integer(), options()) :: :ok | {:error, map()}
-  def write(guest, data, offset, opts \\ []) do
-    Beamr.IO.write(guest, data, offset, options(opts))
+  def write(guest, offset, data, opts \\ []) do
+    Beamr.IO.write(guest, offset, data, options(opts))
   end
 
   @doc "See `Beamr.IO.read_string/4`."

@@ -15,7 +15,7 @@ defmodule Beamr.IO do
       iex> wasm = Beamr.instantiate!(~s|(module (memory (export "memory") 1))|)
       iex> Beamr.IO.size(wasm)
       {:ok, 65536}
-      iex> Beamr.IO.write(wasm, "hello", 16)
+      iex> Beamr.IO.write(wasm, 16, "hello")
       :ok
       iex> Beamr.IO.read(wasm, 16, 5)
       {:ok, "hello"}
@@ -120,44 +120,53 @@ defmodule Beamr.IO do
   Writes iodata at `offset`, all of it or nothing. Iodata is not flattened first.
 
       iex> wasm = Beamr.instantiate!(~s|(module (memory (export "memory") 1))|)
-      iex> Beamr.IO.write(wasm, ["he", [?l | "lo"]], 0)
+      iex> Beamr.IO.write(wasm, 0, ["he", [?l | "lo"]])
       :ok
       iex> Beamr.IO.read(wasm, 0, 5)
       {:ok, "hello"}
 
-  Raises `ArgumentError` for a list that is no iodata.
+  The data and the offset may also come in the other order. Raises `ArgumentError` for a list
+  that is no iodata.
   """
+  @spec write(Beamr.guest(), non_neg_integer(), iodata(), [option()]) ::
+          :ok | {:error, MemoryError.t()}
   @spec write(Beamr.guest(), iodata(), non_neg_integer(), [option()]) ::
           :ok | {:error, MemoryError.t()}
-  def write(guest, data, offset, opts \\ [])
+  def write(guest, offset, data, opts \\ [])
 
-  def write(%Instance{ref: ref}, data, offset, opts)
-      when (is_binary(data) or is_list(data)) and is_integer(offset) and offset >= 0 do
-    write_at(ref, memory(opts), data, offset, false)
+  def write(%Instance{ref: ref}, offset, data, opts)
+      when is_integer(offset) and offset >= 0 and (is_binary(data) or is_list(data)) do
+    write_at(ref, memory(opts), offset, data, false)
+  end
+
+  def write(guest, offset, data, opts)
+      when is_guest(guest) and is_integer(offset) and offset >= 0 and
+             (is_binary(data) or is_list(data)) do
+    place_and_write(guest, offset, data, false, opts)
   end
 
   def write(guest, data, offset, opts)
       when is_guest(guest) and (is_binary(data) or is_list(data)) and is_integer(offset) and
              offset >= 0 do
-    place_and_write(guest, data, offset, false, opts)
+    write(guest, offset, data, opts)
   end
 
   @doc false
-  @spec place_and_write(Beamr.guest(), iodata(), non_neg_integer(), boolean(), [option()]) ::
+  @spec place_and_write(Beamr.guest(), non_neg_integer(), iodata(), boolean(), [option()]) ::
           :ok | {:error, MemoryError.t()}
-  def place_and_write(guest, data, offset, terminated, opts) do
-    args = [guest, data, offset, terminated, opts]
+  def place_and_write(guest, offset, data, terminated, opts) do
+    args = [guest, offset, data, terminated, opts]
 
-    case Guest.place(guest, {__MODULE__, :write, [guest, data, offset, opts]}) do
+    case Guest.place(guest, {__MODULE__, :write, [guest, offset, data, opts]}) do
       {:instance, ref} ->
-        write_at(ref, memory(opts), data, offset, terminated)
+        write_at(ref, memory(opts), offset, data, terminated)
 
       {:remote, node, guest} ->
         Guest.remote(node, __MODULE__, :place_and_write, [guest | tl(args)])
     end
   end
 
-  defp write_at(ref, memory, data, offset, terminated) do
+  defp write_at(ref, memory, offset, data, terminated) do
     result =
       case Native.memory_write(ref, memory, offset, data, terminated) do
         :dirty -> Native.memory_write_dirty(ref, memory, offset, data, terminated)
@@ -178,9 +187,10 @@ defmodule Beamr.IO do
   end
 
   @doc "As `write/4`, but raises the error."
+  @spec write!(Beamr.guest(), non_neg_integer(), iodata(), [option()]) :: :ok
   @spec write!(Beamr.guest(), iodata(), non_neg_integer(), [option()]) :: :ok
-  def write!(guest, data, offset, opts \\ []) do
-    guest |> write(data, offset, opts) |> Error.unwrap!()
+  def write!(guest, offset, data, opts \\ []) do
+    guest |> write(offset, data, opts) |> Error.unwrap!()
   end
 
   @doc """
@@ -241,7 +251,7 @@ defmodule Beamr.IO do
   def write_string(guest, string)
       when is_guest(guest) and (is_binary(string) or is_list(string)) do
     with {:ok, pointer} <- malloc(guest, :erlang.iolist_size(string) + 1),
-         :ok <- place_and_write(guest, string, pointer, true, []) do
+         :ok <- place_and_write(guest, pointer, string, true, []) do
       {:ok, pointer}
     end
   end

@@ -168,7 +168,7 @@ defmodule Beamr.ClusterTest do
     test "has its memory read and written", %{node: node} do
       far = start_server(node)
       assert Beamr.IO.size(far) == {:ok, 65_536}
-      assert Beamr.IO.write(far, ["hel", "lo", 0], 8) == :ok
+      assert Beamr.IO.write(far, 8, ["hel", "lo", 0]) == :ok
       assert Beamr.IO.read(far, 8, 5) == {:ok, "hello"}
       assert Beamr.IO.read!(far, 8, 5, memory: "memory") == "hello"
       assert Beamr.IO.read_string(far, 8) == {:ok, "hello"}
@@ -239,7 +239,7 @@ defmodule Beamr.ClusterTest do
 
     test "raises as a local one does", %{node: node} do
       far = start_server(node)
-      assert_raise ArgumentError, fn -> Beamr.IO.write(far, [:no_iodata], 0) end
+      assert_raise ArgumentError, fn -> Beamr.IO.write(far, 0, [:no_iodata]) end
       assert_raise ArgumentError, fn -> Beamr.IO.read(far, 0, 1, nope: 1) end
     end
 
@@ -252,7 +252,7 @@ defmodule Beamr.ClusterTest do
     test "has its memory read while it is in a call", %{node: node} do
       far = start_server(node)
       start_loop(far)
-      assert Beamr.IO.write(far, "hello", 16) == :ok
+      assert Beamr.IO.write(far, 16, "hello") == :ok
       assert Beamr.IO.read(far, 16, 5) == {:ok, "hello"}
     end
 
@@ -284,7 +284,7 @@ defmodule Beamr.ClusterTest do
         end)
 
       far = {:supervised, node}
-      Beamr.IO.write!(far, "old", 0)
+      Beamr.IO.write!(far, 0, "old")
       assert {:error, %Trap{}} = Beamr.call(far, "trap", [])
 
       eventually(fn ->
@@ -301,7 +301,7 @@ defmodule Beamr.ClusterTest do
       [
         call: &Beamr.call(&1, "add", [1, 2], timeout: :infinity),
         read: &Beamr.IO.read(&1, 0, 1),
-        write: &Beamr.IO.write(&1, "a", 0),
+        write: &Beamr.IO.write(&1, 0, "a"),
         read_string: &Beamr.IO.read_string(&1, 0),
         write_string: &Beamr.IO.write_string(&1, "a"),
         malloc: &Beamr.IO.malloc(&1, 1),

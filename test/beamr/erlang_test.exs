@@ -52,8 +52,8 @@ defmodule Beamr.ErlangTest do
   memory(Wasm) ->
       {ok, 65536} = beamr:size(Wasm),
       {ok, 65536} = beamr:size(Wasm, [{memory, undefined}]),
-      ok = beamr:write(Wasm, ["he", <<"llo">>, 0], 8),
-      ok = beamr:write(Wasm, "j", 8, #{memory => <<"memory">>}),
+      ok = beamr:write(Wasm, 8, ["he", <<"llo">>, 0]),
+      ok = beamr:write(Wasm, 8, "j", #{memory => <<"memory">>}),
       {ok, <<"jello">>} = beamr:read(Wasm, 8, 5),
       {ok, <<"jello">>} = beamr:read(Wasm, 8, 5, [{memory, <<"memory">>}]),
       {ok, <<"jello">>} = beamr:read_string(Wasm, 8),
