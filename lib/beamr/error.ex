@@ -289,23 +289,40 @@ defmodule Beamr.MemoryError do
   | `:out_of_bounds` | `offset` + `length` lies past `size` |
   | `:unknown_memory` | the module exports no memory named `memory` |
   | `:unterminated` | there is no NUL between `offset` and the end of memory at `size` |
+  | `:value_out_of_range` | `given` is no number that `type` can hold |
+  | `:invalid_utf8` | `offset` is the first byte that is no UTF-8 |
+  | `:cannot_grow` | its own maximum or a limit does not allow the memory of `size` bytes `length` more |
   | `:malloc_failed` | the guest's `malloc` answered 0 for `length` bytes |
+  | `:timeout` | the instance was busy with a call for too long to grow its memory |
   | `:closed` | the instance is closed |
   | `:system` | the VM has no memory for the answer; `detail` says more |
 
-  All numbers are bytes.
+  All numbers are bytes, but for `given`, and `index`: the place, from 0, of what is refused among
+  the values of an array or the places of `read_many` and `write_many`.
   """
 
-  defexception [:reason, :memory, :offset, :length, :size, :detail]
+  defexception [:reason, :memory, :offset, :length, :size, :detail, :type, :given, :index]
 
   @type t :: %__MODULE__{
           reason:
-            :out_of_bounds | :unknown_memory | :unterminated | :malloc_failed | :closed | :system,
+            :out_of_bounds
+            | :unknown_memory
+            | :unterminated
+            | :value_out_of_range
+            | :invalid_utf8
+            | :cannot_grow
+            | :malloc_failed
+            | :timeout
+            | :closed
+            | :system,
           memory: String.t() | nil,
           offset: non_neg_integer() | nil,
           length: non_neg_integer() | nil,
           size: non_neg_integer() | nil,
-          detail: String.t() | nil
+          detail: String.t() | nil,
+          type: Beamr.IO.type() | nil,
+          given: number() | nil,
+          index: non_neg_integer() | nil
         }
 
   @impl true
@@ -318,11 +335,29 @@ defmodule Beamr.MemoryError do
   def message(%{reason: :unterminated} = e),
     do: "no NUL ends the string at offset #{e.offset} before the end of memory at #{e.size}"
 
+  def message(%{reason: :value_out_of_range} = e),
+    do: "#{e.type} at offset #{e.offset} takes #{range(e.type)}, given: #{inspect(e.given)}"
+
+  def message(%{reason: :invalid_utf8} = e), do: "the byte at offset #{e.offset} is no UTF-8"
+
+  def message(%{reason: :cannot_grow} = e),
+    do: "the memory of #{e.size} bytes cannot grow by #{e.length} bytes"
+
+  def message(%{reason: :timeout}), do: "waiting for the memory timed out"
+
   def message(%{reason: :malloc_failed} = e),
     do: "the guest's malloc has no room for #{e.length} byte(s)"
 
   def message(%{reason: :closed}), do: "the instance is closed"
   def message(%{reason: :system} = e), do: "the memory operation failed: #{e.detail}"
+
+  defp range(:f32), do: "finite numbers up to 3.4028235e38 in magnitude"
+  defp range(:f64), do: "finite numbers up to 1.7976931348623157e308 in magnitude"
+
+  defp range(type) do
+    {low, high} = Beamr.IO.integer_range(type)
+    "integers from #{low} to #{high}"
+  end
 end
 
 defmodule Beamr.LimitError do

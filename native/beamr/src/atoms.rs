@@ -43,6 +43,12 @@ rustler::atoms! {
     // memory
     out_of_bounds,
     unterminated,
+    value_out_of_range,
+    invalid_utf8,
+    at,
+    lt,
+    eq,
+    gt,
 
     // compilation
     text,
@@ -58,8 +64,14 @@ rustler::atoms! {
     neg_infinity,
 
     // types
+    i8,
+    u8,
+    i16,
+    u16,
     i32,
+    u32,
     i64,
+    u64,
     f32,
     f64,
     v128,
@@ -114,6 +126,7 @@ rustler::atoms! {
     table_get,
     table_set,
     table_grow,
+    memory_grow,
 
     // options
     fuel,
