@@ -183,6 +183,54 @@ defmodule Beamr.ClusterTest do
       assert Beamr.IO.free(far, 1024) == :ok
     end
 
+    test "has its allocations counted and lent", %{node: node} do
+      far = start_server(node)
+      {:ok, pointer} = Beamr.IO.write_string(far, "hello")
+      # A process of this node is none of that one's.
+      assert Beamr.IO.held(far) == {:ok, [{pointer, 6, nil}]}
+      assert Beamr.IO.with_string(far, "lent", &Beamr.IO.read_string!(far, &1)) == {:ok, "lent"}
+      assert Beamr.IO.free(far, pointer) == :ok
+      assert Beamr.IO.held_count(far) == {:ok, 0}
+    end
+
+    test "has numbers, text and blocks in its memory, which also grows", %{node: node} do
+      far = start_server(node)
+      assert Beamr.IO.write_i32(far, 8, -5) == :ok
+      assert Beamr.IO.read_u32(far, 8) == {:ok, 2 ** 32 - 5}
+      assert {:error, %MemoryError{reason: :value_out_of_range}} = Beamr.IO.write_i8(far, 0, 128)
+      assert Beamr.IO.write_array(far, 8, :f64, [1.5, :nan]) == :ok
+      assert Beamr.IO.read_array(far, 8, :f64, 2) == {:ok, [1.5, :nan]}
+      assert Beamr.IO.write_many(far, [{0, :u8, 1}, {1, "x"}]) == :ok
+      assert Beamr.IO.read_many(far, [{0, :u8}, {1, 1}]) == {:ok, [1, "x"]}
+      assert_raise ArgumentError, fn -> Beamr.IO.write_array(far, 0, :u8, [:x]) end
+      assert Beamr.IO.write_utf8(far, 0, "é") == {:ok, 2}
+      assert Beamr.IO.read_utf8(far, 0, 2) == {:ok, "é"}
+      assert Beamr.IO.fill(far, 0, ?x, 4) == :ok
+      assert Beamr.IO.hexdump(far, 0, 2) == {:ok, "78 78"}
+      assert Beamr.IO.find(far, 0, 4, "xx") == {:ok, 0}
+      assert Beamr.IO.valid_range?(far, 65_536, 0)
+      assert Beamr.IO.grow(far, 1) == {:ok, 1}
+      assert Beamr.IO.pages(far) == {:ok, 2}
+    end
+
+    test "is copied from and to, and compared, on one node and across", %{node: node} do
+      {far, other} = {start_server(node), start_server(node)}
+      near = Beamr.instantiate!(~S|(module (memory (export "m") 1) (memory (export "n") 1))|)
+      :ok = Beamr.IO.write(far, 0, "hello")
+      assert Beamr.IO.copy(far, 8, 0, 5) == :ok
+      assert Beamr.IO.copy(other, 16, {far, 8}, 5) == :ok
+      assert Beamr.IO.compare(far, 0, {other, 16}, 5) == {:ok, :eq}
+      assert Beamr.IO.copy(near, 24, {other, 16}, 5, memory: "n") == :ok
+      assert Beamr.IO.compare(near, 24, {far, 0}, 5, memory: "n") == {:ok, :eq}
+      assert Beamr.IO.compare(far, 0, {near, 24}, 5) == {:ok, :gt}
+      assert Beamr.IO.compare(near, 24, {far, 0}, 5) == {:ok, :lt}
+      assert Beamr.IO.copy(far, 32, {near, 24}, 5, source_memory: "n") == :ok
+      assert Beamr.IO.read(far, 32, 5) == {:ok, "hello"}
+
+      assert {:error, %MemoryError{reason: :out_of_bounds, offset: 65_536}} =
+               Beamr.IO.copy(near, 0, {far, 65_536}, 1)
+    end
+
     test "has its globals and tables reached", %{node: node} do
       far = start_server(node)
       assert Instance.set_global(far, "g", 5) == :ok

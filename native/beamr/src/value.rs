@@ -5,7 +5,7 @@
 //! term ⇄ [`Value`] (no store) and [`Value`] ⇄ [`Val`] (no environment).
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use rustler::env::SavedTerm;
@@ -312,22 +312,25 @@ pub enum Number {
     F64,
 }
 
+/// By name; atoms are the same for as long as the VM lives.
+static NUMBERS: LazyLock<[(Atom, Number); 10]> = LazyLock::new(|| {
+    [
+        (atoms::i32(), Number::I32),
+        (atoms::u32(), Number::U32),
+        (atoms::i64(), Number::I64),
+        (atoms::u64(), Number::U64),
+        (atoms::f32(), Number::F32),
+        (atoms::f64(), Number::F64),
+        (atoms::i8(), Number::I8),
+        (atoms::u8(), Number::U8),
+        (atoms::i16(), Number::I16),
+        (atoms::u16(), Number::U16),
+    ]
+});
+
 impl Number {
     pub fn named(name: Term) -> Option<Number> {
-        [
-            (atoms::i32(), Number::I32),
-            (atoms::u32(), Number::U32),
-            (atoms::i64(), Number::I64),
-            (atoms::u64(), Number::U64),
-            (atoms::f32(), Number::F32),
-            (atoms::f64(), Number::F64),
-            (atoms::i8(), Number::I8),
-            (atoms::u8(), Number::U8),
-            (atoms::i16(), Number::I16),
-            (atoms::u16(), Number::U16),
-        ]
-        .into_iter()
-        .find_map(|(known, number)| (known == name).then_some(number))
+        NUMBERS.iter().find_map(|(known, number)| (*known == name).then_some(*number))
     }
 
     pub fn size(self) -> usize {
