@@ -522,10 +522,14 @@ defmodule Beamr.IO do
     end
   end
 
+  defp kind(type, false), do: type
+  defp kind(type, true), do: {:wrap, type}
+
   defp write_number(ref, type, offset, value, opts) do
     {memory, wrap} = write_options(opts)
+    kind = kind(type, wrap)
 
-    case native(:typed_write, [ref, memory, offset, type, value, wrap]) do
+    case native(:typed_write, [ref, memory, offset, kind, value]) do
       :ok -> :ok
       error -> error |> answer(memory, offset, @sizes[type]) |> refused(type, value, nil)
     end
@@ -597,12 +601,12 @@ defmodule Beamr.IO do
       when is_guest(guest) and is_natural(offset) and type in @types and is_iodata(values) do
     at(guest, :write_array, [offset, type, values, opts], fn ref ->
       {memory, wrap} = write_options(opts)
-      size = @sizes[type]
+      {kind, size} = {kind(type, wrap), @sizes[type]}
 
       if is_binary(values) do
         write_packed(ref, memory, offset, type, values)
       else
-        case native(:typed_write_array, [ref, memory, offset, type, values, wrap]) do
+        case native(:typed_write_array, [ref, memory, offset, kind, values]) do
           :ok ->
             :ok
 
@@ -824,7 +828,7 @@ defmodule Beamr.IO do
   end
 
   defp copy_at(ref, {memory, destination}, other, {source_memory, source}, length) do
-    native(:block_copy, [ref, memory, destination, other, source_memory, source, length])
+    native(:block_copy, [ref, memory, destination, {other, source_memory, source}, length])
     |> answer_two({memory, destination}, {source_memory, source}, length)
   end
 
@@ -890,7 +894,7 @@ defmodule Beamr.IO do
   end
 
   defp compare_at(ref, {memory, offset}, other_ref, {other_memory, other}, length) do
-    native(:block_compare, [ref, memory, offset, other_ref, other_memory, other, length])
+    native(:block_compare, [ref, memory, offset, {other_ref, other_memory, other}, length])
     |> answer_two({memory, offset}, {other_memory, other}, length)
   end
 

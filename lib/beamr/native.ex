@@ -130,6 +130,8 @@ defmodule Beamr.Native do
           :ok | {:error, reason()} | :badarg
   def memory_write_dirty(_instance, _memory, _offset, _data, _terminated), do: unloaded()
 
+  @typep place :: {instance_ref(), memory_name(), non_neg_integer()}
+  @typep number_kind :: number_type() | {:wrap, number_type()}
   @typep number_type :: :i8 | :u8 | :i16 | :u16 | :i32 | :u32 | :i64 | :u64 | :f32 | :f64
 
   @spec typed_read(instance_ref(), memory_name(), non_neg_integer(), number_type()) ::
@@ -144,21 +146,19 @@ defmodule Beamr.Native do
           instance_ref(),
           memory_name(),
           non_neg_integer(),
-          number_type(),
-          number() | atom(),
-          boolean()
+          number_kind(),
+          number() | atom()
         ) :: :ok | {:error, reason()} | :badarg | :dirty
-  def typed_write(_instance, _memory, _offset, _type, _value, _wrap), do: unloaded()
+  def typed_write(_instance, _memory, _offset, _type, _value), do: unloaded()
 
   @spec typed_write_dirty(
           instance_ref(),
           memory_name(),
           non_neg_integer(),
-          number_type(),
-          number() | atom(),
-          boolean()
+          number_kind(),
+          number() | atom()
         ) :: :ok | {:error, reason()} | :badarg
-  def typed_write_dirty(_instance, _memory, _offset, _type, _value, _wrap), do: unloaded()
+  def typed_write_dirty(_instance, _memory, _offset, _type, _value), do: unloaded()
 
   @spec typed_read_array(
           instance_ref(),
@@ -182,21 +182,19 @@ defmodule Beamr.Native do
           instance_ref(),
           memory_name(),
           non_neg_integer(),
-          number_type(),
-          list(),
-          boolean()
+          number_kind(),
+          list()
         ) :: :ok | {:error, reason()} | :badarg | :dirty
-  def typed_write_array(_instance, _memory, _offset, _type, _values, _wrap), do: unloaded()
+  def typed_write_array(_instance, _memory, _offset, _type, _values), do: unloaded()
 
   @spec typed_write_array_dirty(
           instance_ref(),
           memory_name(),
           non_neg_integer(),
-          number_type(),
-          list(),
-          boolean()
+          number_kind(),
+          list()
         ) :: :ok | {:error, reason()} | :badarg
-  def typed_write_array_dirty(_instance, _memory, _offset, _type, _values, _wrap), do: unloaded()
+  def typed_write_array_dirty(_instance, _memory, _offset, _type, _values), do: unloaded()
 
   @spec typed_read_many(instance_ref(), memory_name(), list()) ::
           {:ok, list()} | {:error, reason()} | :badarg | :dirty
@@ -244,65 +242,37 @@ defmodule Beamr.Native do
           instance_ref(),
           memory_name(),
           non_neg_integer(),
-          instance_ref(),
-          memory_name(),
-          non_neg_integer(),
+          place(),
           non_neg_integer()
         ) :: :ok | {:error, reason()} | :badarg | :dirty
-  def block_copy(_instance, _memory, _offset, _source, _source_memory, _source_offset, _length),
-    do: unloaded()
+  def block_copy(_instance, _memory, _offset, _source, _length), do: unloaded()
 
   @spec block_copy_dirty(
           instance_ref(),
           memory_name(),
           non_neg_integer(),
-          instance_ref(),
-          memory_name(),
-          non_neg_integer(),
+          place(),
           non_neg_integer()
         ) :: :ok | {:error, reason()} | :badarg
-  def block_copy_dirty(
-        _instance,
-        _memory,
-        _offset,
-        _source,
-        _source_memory,
-        _source_offset,
-        _length
-      ),
-      do: unloaded()
+  def block_copy_dirty(_instance, _memory, _offset, _source, _length), do: unloaded()
 
   @spec block_compare(
           instance_ref(),
           memory_name(),
           non_neg_integer(),
-          instance_ref(),
-          memory_name(),
-          non_neg_integer(),
+          place(),
           non_neg_integer()
         ) :: {:ok, :lt | :eq | :gt} | {:error, reason()} | :badarg | :dirty
-  def block_compare(_instance, _memory, _offset, _other, _other_memory, _other_offset, _length),
-    do: unloaded()
+  def block_compare(_instance, _memory, _offset, _other, _length), do: unloaded()
 
   @spec block_compare_dirty(
           instance_ref(),
           memory_name(),
           non_neg_integer(),
-          instance_ref(),
-          memory_name(),
-          non_neg_integer(),
+          place(),
           non_neg_integer()
         ) :: {:ok, :lt | :eq | :gt} | {:error, reason()} | :badarg
-  def block_compare_dirty(
-        _instance,
-        _memory,
-        _offset,
-        _other,
-        _other_memory,
-        _other_offset,
-        _length
-      ),
-      do: unloaded()
+  def block_compare_dirty(_instance, _memory, _offset, _other, _length), do: unloaded()
 
   @spec utf8_read(instance_ref(), memory_name(), non_neg_integer(), non_neg_integer(), boolean()) ::
           {:ok, String.t()} | {:error, reason()} | :badarg | :dirty

@@ -44,6 +44,7 @@ rustler::atoms! {
     out_of_bounds,
     unterminated,
     value_out_of_range,
+    wrap,
     invalid_utf8,
     at,
     lt,

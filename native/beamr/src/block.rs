@@ -108,28 +108,33 @@ fn second_range(
         .map_err(|fault| Fault::At(1, Box::new(fault)).into())
 }
 
+/// `{instance, memory, offset}`.
+fn place<'a>(term: Term<'a>) -> Result<(Of<'a>, Term<'a>), Refusal> {
+    let (instance, memory, offset): (Term, Term, Term) =
+        term.decode().map_err(|_| Refusal::BadArgument)?;
+    let instance = instance.decode::<&InstanceResource>().map_err(|_| Refusal::BadArgument)?;
+    Ok(((instance, memory), offset))
+}
+
 fn copy<'a>(
     env: Env<'a>,
     target: &'a InstanceResource,
     memory: Term<'a>,
-    offset: Term,
+    offset: Term<'a>,
     source: Term<'a>,
-    source_memory: Term<'a>,
-    source_offset: Term,
-    length: Term,
+    length: Term<'a>,
     wait: Wait,
 ) -> Term<'a> {
-    let Ok(source) = source.decode::<&InstanceResource>() else {
-        return atoms::badarg().encode(env);
-    };
-    let copied = with_two(env, (target, memory), (source, source_memory), wait, |view, from| {
-        let target = range(unsigned(offset), unsigned(length), view.size())?;
-        let source = second_range(source_offset, length, from.size())?;
-        if wait == Wait::Briefly && target.len() > LONG {
-            return Err(Refusal::TooLong);
-        }
-        view.copy_from(target, &from, source);
-        Ok(atoms::ok().encode(env))
+    let copied = place(source).and_then(|(source, source_offset)| {
+        with_two(env, (target, memory), source, wait, |view, from| {
+            let target = range(unsigned(offset), unsigned(length), view.size())?;
+            let source = second_range(source_offset, length, from.size())?;
+            if wait == Wait::Briefly && target.len() > LONG {
+                return Err(Refusal::TooLong);
+            }
+            view.copy_from(target, &from, source);
+            Ok(atoms::ok().encode(env))
+        })
     });
     finish(env, copied)
 }
@@ -138,41 +143,30 @@ fn compare<'a>(
     env: Env<'a>,
     one: &'a InstanceResource,
     memory: Term<'a>,
-    offset: Term,
+    offset: Term<'a>,
     other: Term<'a>,
-    other_memory: Term<'a>,
-    other_offset: Term,
-    length: Term,
+    length: Term<'a>,
     wait: Wait,
 ) -> Term<'a> {
-    let Ok(other) = other.decode::<&InstanceResource>() else {
-        return atoms::badarg().encode(env);
-    };
-    let compared = with_two(env, (one, memory), (other, other_memory), wait, |view, other| {
-        let these = range(unsigned(offset), unsigned(length), view.size())?;
-        let those = second_range(other_offset, length, other.size())?;
-        if wait == Wait::Briefly && these.len() > LONG {
-            return Err(Refusal::TooLong);
-        }
-        let order = match view.compare(these, &other, those) {
-            Ordering::Less => atoms::lt(),
-            Ordering::Equal => atoms::eq(),
-            Ordering::Greater => atoms::gt(),
-        };
-        Ok((atoms::ok(), order).encode(env))
+    let compared = place(other).and_then(|(other, other_offset)| {
+        with_two(env, (one, memory), other, wait, |view, other| {
+            let these = range(unsigned(offset), unsigned(length), view.size())?;
+            let those = second_range(other_offset, length, other.size())?;
+            if wait == Wait::Briefly && these.len() > LONG {
+                return Err(Refusal::TooLong);
+            }
+            let order = match view.compare(these, &other, those) {
+                Ordering::Less => atoms::lt(),
+                Ordering::Equal => atoms::eq(),
+                Ordering::Greater => atoms::gt(),
+            };
+            Ok((atoms::ok(), order).encode(env))
+        })
     });
     finish(env, compared)
 }
 
 operation!(block_fill, block_fill_dirty, fill(memory, offset, byte, length));
 operation!(block_find, block_find_dirty, find(memory, offset, length, pattern));
-operation!(
-    block_copy,
-    block_copy_dirty,
-    copy(memory, offset, source, source_memory, source_offset, length)
-);
-operation!(
-    block_compare,
-    block_compare_dirty,
-    compare(memory, offset, other, other_memory, other_offset, length)
-);
+operation!(block_copy, block_copy_dirty, copy(memory, offset, source, length));
+operation!(block_compare, block_compare_dirty, compare(memory, offset, other, length));

@@ -37,6 +37,18 @@ fn number(name: Term) -> Result<Number, Refusal> {
     Number::named(name).ok_or(Refusal::BadArgument)
 }
 
+/// A type to write, and whether integers are wrapped: its name, or `{:wrap, name}`.
+fn kind(term: Term) -> Result<(Number, bool), Refusal> {
+    if let Some(number) = Number::named(term) {
+        return Ok((number, false));
+    }
+    let (wrap, name) = term.decode::<(Term, Term)>().map_err(|_| Refusal::BadArgument)?;
+    match atoms::wrap() == wrap {
+        true => Ok((number(name)?, true)),
+        false => Err(Refusal::BadArgument),
+    }
+}
+
 fn read<'a>(
     env: Env<'a>,
     instance: &InstanceResource,
@@ -59,12 +71,11 @@ fn write<'a>(
     offset: Term,
     ty: Term,
     value: Term,
-    wrap: Term,
     wait: Wait,
 ) -> Term<'a> {
     with_memory(env, instance, memory, wait, |memory| {
-        let number = number(ty)?;
-        let bytes = number.bytes(value, atoms::true_() == wrap)?;
+        let (number, wrap) = kind(ty)?;
+        let bytes = number.bytes(value, wrap)?;
         let range = range(unsigned(offset), Some(number.size() as u64), memory.len())?;
         memory[range].copy_from_slice(&bytes[..number.size()]);
         Ok(atoms::ok().encode(env))
@@ -98,10 +109,9 @@ fn write_array<'a>(
     offset: Term,
     ty: Term,
     values: Term<'a>,
-    wrap: Term,
     wait: Wait,
 ) -> Term<'a> {
-    let bytes = match packed(ty, values, atoms::true_() == wrap, wait) {
+    let bytes = match packed(ty, values, wait) {
         Ok(bytes) => bytes,
         Err(refusal) => return finish(env, Err(refusal)),
     };
@@ -113,8 +123,8 @@ fn write_array<'a>(
 }
 
 /// The bytes of a list of numbers.
-fn packed(ty: Term, values: Term, wrap: bool, wait: Wait) -> Result<Vec<u8>, Refusal> {
-    let number = number(ty)?;
+fn packed(ty: Term, values: Term, wait: Wait) -> Result<Vec<u8>, Refusal> {
+    let (number, wrap) = kind(ty)?;
     let mut bytes = Vec::new();
     for (place, value) in elements(values, wait)?.into_iter().enumerate() {
         let value = number.bytes(value, wrap).map_err(Refusal::from).map_err(at(place))?;
@@ -296,12 +306,8 @@ fn given<'a>(
 }
 
 operation!(typed_read, typed_read_dirty, read(memory, offset, ty));
-operation!(typed_write, typed_write_dirty, write(memory, offset, ty, value, wrap));
+operation!(typed_write, typed_write_dirty, write(memory, offset, ty, value));
 operation!(typed_read_array, typed_read_array_dirty, read_array(memory, offset, ty, count));
-operation!(
-    typed_write_array,
-    typed_write_array_dirty,
-    write_array(memory, offset, ty, values, wrap)
-);
+operation!(typed_write_array, typed_write_array_dirty, write_array(memory, offset, ty, values));
 operation!(typed_read_many, typed_read_many_dirty, read_many(memory, places));
 operation!(typed_write_many, typed_write_many_dirty, write_many(memory, writes, wrap));
