@@ -29,8 +29,9 @@ defmodule Beamr.Guest do
         :ok
 
       {:error, {:already_registered, _self}} ->
+        [{_self, old}] = Registry.lookup(@registry, self())
         {_new, _old} = Registry.update_value(@registry, self(), fn _old -> ref end)
-        :ok
+        Beamr.Allocator.Regions.guest_gone(old)
     end
   end
 
