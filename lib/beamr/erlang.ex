@@ -286,6 +286,119 @@ defmodule :beamr do
   @spec held_count(Beamr.guest()) :: result(non_neg_integer())
   def held_count(guest), do: Beamr.IO.held_count(guest)
 
+  @doc ~S"""
+  See `Beamr.Struct.new/2`. A layout that a module in Elixir says goes by that module's name.
+
+      Point = beamr:layout([{x, f64}, {y, f64}]),
+      ok = beamr:write_struct(Wasm, 1024, Point, #{x => 1, y => 0.5}),
+      {ok, #{x := 1.0, y := 0.5}} = beamr:read_struct(Wasm, 1024, Point).
+  """
+  @spec layout([tuple()], options()) :: Beamr.Struct.t()
+  def layout(fields, opts \\ []), do: Beamr.Struct.new(fields, options(opts))
+
+  @doc "See `Beamr.Struct.read/4`. A null pointer that was followed is `undefined`."
+  @spec read_struct(Beamr.guest(), non_neg_integer(), Beamr.Struct.layout(), options()) ::
+          result(map())
+  def read_struct(guest, pointer, layout, opts \\ []) do
+    guest |> Beamr.Struct.read(pointer, layout, options(opts)) |> followed()
+  end
+
+  @doc "See `Beamr.Struct.read_array/5`. A null pointer that was followed is `undefined`."
+  @spec read_structs(
+          Beamr.guest(),
+          non_neg_integer(),
+          Beamr.Struct.layout(),
+          non_neg_integer(),
+          options()
+        ) :: result([map()])
+  def read_structs(guest, pointer, layout, count, opts \\ []) do
+    guest |> Beamr.Struct.read_array(pointer, layout, count, options(opts)) |> followed()
+  end
+
+  defp followed({:ok, value}), do: {:ok, without_nil(value)}
+  defp followed(error), do: error
+
+  defp without_nil(%{__struct__: _} = struct), do: struct
+  defp without_nil(map) when is_map(map), do: Map.new(map, fn {k, v} -> {k, without_nil(v)} end)
+  defp without_nil(list) when is_list(list), do: Enum.map(list, &without_nil/1)
+  defp without_nil(value), do: to_erlang(value)
+
+  @doc "See `Beamr.Struct.write/5`."
+  @spec write_struct(Beamr.guest(), non_neg_integer(), Beamr.Struct.layout(), map(), options()) ::
+          :ok | {:error, map()}
+  def write_struct(guest, pointer, layout, value, opts \\ []) do
+    Beamr.Struct.write(guest, pointer, layout, value, options(opts))
+  end
+
+  @doc "See `Beamr.Struct.write_array/5`."
+  @spec write_structs(
+          Beamr.guest(),
+          non_neg_integer(),
+          Beamr.Struct.layout(),
+          [map()],
+          options()
+        ) :: :ok | {:error, map()}
+  def write_structs(guest, pointer, layout, values, opts \\ []) do
+    Beamr.Struct.write_array(guest, pointer, layout, values, options(opts))
+  end
+
+  @doc "See `Beamr.Struct.update/5`."
+  @spec update_struct(Beamr.guest(), non_neg_integer(), Beamr.Struct.layout(), map(), options()) ::
+          :ok | {:error, map()}
+  def update_struct(guest, pointer, layout, fields, opts \\ []) do
+    Beamr.Struct.update(guest, pointer, layout, fields, options(opts))
+  end
+
+  @doc """
+  See `Beamr.Struct.call/5`. With `undefined` for the layout, the function returns no struct.
+  """
+  @spec call_struct(
+          Beamr.guest(),
+          binary() | Beamr.funcref(),
+          list(),
+          Beamr.Struct.layout() | :undefined,
+          options()
+        ) :: result(map() | list())
+  def call_struct(guest, function, args, layout, opts \\ []) do
+    args = Enum.map(args, &from_erlang/1)
+
+    guest
+    |> Beamr.Struct.call(function, args, from_erlang(layout), options(opts))
+    |> followed()
+  end
+
+  @doc "See `Beamr.View.new/4`. The functions of `Beamr.View` take what this answers."
+  @spec view(Beamr.guest(), non_neg_integer(), non_neg_integer(), options()) ::
+          result(Beamr.View.t())
+  def view(guest, pointer, length, opts \\ []) do
+    Beamr.View.new(guest, pointer, length, options(opts))
+  end
+
+  @doc """
+  See `Beamr.Allocator.Bump.new/2`. The functions of `Beamr.Allocator` take what this answers.
+  """
+  @spec bump_allocator(Beamr.guest(), options()) :: result(Beamr.Allocator.Bump.t())
+  def bump_allocator(guest, opts \\ []), do: Beamr.Allocator.Bump.new(guest, options(opts))
+
+  @doc """
+  See `Beamr.Allocator.Stack.new/2`. The functions of `Beamr.Allocator` take what this answers,
+  and so do those of `Beamr.Allocator.Stack`.
+  """
+  @spec stack_allocator(Beamr.guest(), options()) :: result(Beamr.Allocator.Stack.t())
+  def stack_allocator(guest, opts \\ []), do: Beamr.Allocator.Stack.new(guest, options(opts))
+
+  @doc """
+  See `Beamr.Allocator.Guest.new/2`. The functions of `Beamr.Allocator` take what this answers.
+  """
+  @spec malloc_allocator(Beamr.guest(), options()) :: result(Beamr.Allocator.Guest.t())
+  def malloc_allocator(guest, opts \\ []), do: Beamr.Allocator.Guest.new(guest, options(opts))
+
+  @doc "See `Beamr.Allocator.alloc/3`."
+  @spec alloc(Beamr.Allocator.t(), integer(), options()) :: result(non_neg_integer())
+  def alloc(allocator, size, opts \\ []) do
+    Beamr.Allocator.alloc(allocator, size, options(opts))
+  end
+
   @doc "See `Beamr.Module.imports/1`."
   @spec imports(Beamr.Module.t()) :: [{binary(), binary(), term()}]
   def imports(module) do

@@ -150,6 +150,29 @@ defmodule Beamr.ClusterTest do
     pid
   end
 
+  test "structs, views and allocators reach a guest of another node", %{node: node} do
+    pid = start_server(node)
+    point = Beamr.Struct.new(x: :f64, y: :f64)
+    assert Beamr.Struct.write(pid, 16, point, %{x: 1, y: :nan}) == :ok
+    assert Beamr.Struct.update(pid, 16, point, %{x: 2.0}) == :ok
+    assert Beamr.Struct.read(pid, 16, point) == {:ok, %{x: 2.0, y: :nan}}
+
+    view = Beamr.View.new!(pid, 16, 8)
+    assert Beamr.View.read_f64(view, 0) == {:ok, 2.0}
+
+    {:ok, bump} = Task.await(Task.async(fn -> Beamr.Allocator.Bump.new(pid, owner: pid) end))
+    assert node(bump.pid) == node
+    assert Beamr.Allocator.alloc(bump, 8) == {:ok, 65_536}
+    assert Beamr.IO.size(pid) == {:ok, 131_072}
+    assert {:error, %{reason: :overlap}} = Beamr.Allocator.Stack.new(pid)
+    assert Beamr.Allocator.close(bump) == :ok
+
+    # It ends with its owner, who is here.
+    {:ok, stack} = Task.await(Task.async(fn -> Beamr.Allocator.Stack.new(pid) end))
+    eventually(fn -> not :erpc.call(node, Process, :alive?, [stack.pid]) end)
+    assert {:error, %{reason: :closed}} = Beamr.Allocator.alloc(stack, 8)
+  end
+
   describe "a server on another node" do
     test "is used by pid, name and global name like a local one", %{node: node} do
       global = {:global, make_ref()}

@@ -49,6 +49,45 @@ defmodule Beamr.ErlangTest do
       {ok, [3]} = beamr:call(Wasm, <<"sum">>, [1, 2], #{timeout => infinity}),
       ok.
 
+  structs(Wasm) ->
+      Point = beamr:layout([{x, f64}, {y, f64, [{offset, 16}]}], #{packed => true}),
+      ok = beamr:write_struct(Wasm, 1024, Point, #{x => 1, y => 0.5}),
+      {ok, #{x := 1.0, y := 0.5} = One} = beamr:read_struct(Wasm, 1024, Point),
+      ok = beamr:update_struct(Wasm, 1024, Point, #{y => infinity}),
+      {ok, [#{x := 1.0, y := infinity}]} = beamr:read_structs(Wasm, 1024, Point, 1, []),
+      ok = beamr:write_structs(Wasm, 1024, Point, [One, One], #{memory => undefined}),
+      {ok, [One, One]} = beamr:read_structs(Wasm, 1024, Point, 2),
+      Text = beamr:layout([{at, {ptr, string}}]),
+      ok = beamr:write_structs(Wasm, 2048, Text, [#{at => 0}, #{at => 2056}]),
+      ok = beamr:write(Wasm, 2056, <<"text", 0>>),
+      {ok, [#{at := undefined}, #{at := <<"text">>}]} =
+          beamr:read_structs(Wasm, 2048, Text, 2, [follow]),
+      {error, #{reason := missing_field, field := [y]} = Error} =
+          beamr:write_struct(Wasm, 1024, Point, #{x => 1}),
+      <<"the field y is missing">> = beamr:format_error(Error),
+      {ok, [3]} = beamr:call_struct(Wasm, <<"sum">>, [1, 2], undefined),
+      ok.
+
+  views(Wasm) ->
+      {ok, View} = beamr:view(Wasm, 1024, 16, [{memory, undefined}]),
+      ok = 'Elixir.Beamr.View':write_i32(View, 12, -1),
+      {ok, -1} = 'Elixir.Beamr.View':read_i32(View, 12),
+      {error, #{reason := out_of_view, pointer := 1024}} = 'Elixir.Beamr.View':read_i32(View, 13),
+      ok.
+
+  allocators(Wasm) ->
+      {ok, Bump} = beamr:bump_allocator(Wasm, #{base => 4096, limit => 8192}),
+      {ok, 4096} = beamr:alloc(Bump, 10),
+      {ok, 4112} = beamr:alloc(Bump, 10, #{align => 16, tag => undefined}),
+      {error, #{reason := overlap, other := #{kind := bump}}} =
+          beamr:stack_allocator(Wasm, [{base, 4096}]),
+      {ok, Stack} = beamr:stack_allocator(Wasm, [{base, 8192}, {size, 64}]),
+      ok = 'Elixir.Beamr.Allocator.Stack':mark(Stack),
+      {ok, #{active := 2}} = 'Elixir.Beamr.Allocator':stats(Bump),
+      ok = 'Elixir.Beamr.Allocator':close(Bump),
+      {ok, _Malloc} = beamr:malloc_allocator(Wasm),
+      ok.
+
   memory(Wasm) ->
       {ok, 65536} = beamr:size(Wasm),
       {ok, 65536} = beamr:size(Wasm, [{memory, undefined}]),
@@ -221,6 +260,12 @@ defmodule Beamr.ErlangTest do
   defp wasm(client) do
     {:ok, wasm} = client.instantiate(@guest, fn _wasm, a, b -> a + b end)
     wasm
+  end
+
+  test "structs, views and allocators are reached", %{client: client} do
+    assert client.structs(wasm(client)) == :ok
+    assert client.views(wasm(client)) == :ok
+    assert client.allocators(wasm(client)) == :ok
   end
 
   test "modules are compiled", %{client: client} do
