@@ -699,6 +699,19 @@ defmodule Beamr.AllocatorTest do
       assert Task.await(grower) == {:ok, @page + 8}
     end
 
+    test "is done by one process for all that wait for the guest, each for what is then missing" do
+      wasm = Beamr.instantiate!(endless())
+      bump = Bump.new!(wasm)
+      looping = start_endless(wasm)
+      growers = for _ <- 1..4, do: Task.async(fn -> Allocator.alloc!(bump, 100) end)
+      eventually(fn -> :queue.len(:sys.get_state(bump.pid).waiting) == 3 end)
+      Beamr.interrupt(wasm)
+      Task.await(looping)
+      assert growers |> Task.await_many() |> Enum.sort() == for(n <- 0..3, do: @page + 104 * n)
+      assert Beamr.IO.pages(wasm) == {:ok, 2}
+      assert {:ok, %{growths: 1}} = Allocator.stats(bump)
+    end
+
     test "is taken over from a process that dies at it" do
       wasm = Beamr.instantiate!(endless())
       bump = Bump.new!(wasm)
