@@ -1,4 +1,6 @@
 [
   inputs: ["{mix,.formatter}.exs", "{lib,test,bench}/**/*.{ex,exs}"],
-  line_length: 98
+  line_length: 98,
+  locals_without_parens: [field: 2, field: 3],
+  export: [locals_without_parens: [field: 2, field: 3]]
 ]

@@ -41,7 +41,7 @@ defmodule Bench.Basics do
     copies = fn -> Native.bench_binary(eight) end
     compare("size", fn -> Beamr.IO.size(wasm) end, "NIF that copies 8 B", copies)
     compare("read 8 B", fn -> Beamr.IO.read(wasm, 0, 8) end, "NIF that copies 8 B", copies)
-    compare("write 8 B", fn -> Beamr.IO.write(wasm, eight, 0) end, "NIF that copies 8 B", copies)
+    compare("write 8 B", fn -> Beamr.IO.write(wasm, 0, eight) end, "NIF that copies 8 B", copies)
 
     for {label, size} <- [
           {"4 KiB", 4096},
@@ -51,13 +51,13 @@ defmodule Bench.Basics do
         ] do
       data = :binary.copy("x", size)
       copy = fn -> :binary.copy(data) end
-      Beamr.IO.write!(wasm, data, 0)
+      Beamr.IO.write!(wasm, 0, data)
       compare("read #{label}", fn -> Beamr.IO.read(wasm, 0, size) end, ":binary.copy", copy)
-      compare("write #{label}", fn -> Beamr.IO.write(wasm, data, 0) end, ":binary.copy", copy)
+      compare("write #{label}", fn -> Beamr.IO.write(wasm, 0, data) end, ":binary.copy", copy)
     end
 
     string = :binary.copy("x", 4096)
-    Beamr.IO.write!(wasm, [string, 0], 0)
+    Beamr.IO.write!(wasm, 0, [string, 0])
     read = fn -> Beamr.IO.read(wasm, 0, 4096) end
     compare("read_string 4 KiB", fn -> Beamr.IO.read_string(wasm, 0) end, "read 4 KiB", read)
   end

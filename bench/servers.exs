@@ -122,9 +122,9 @@ defmodule Bench.Servers do
 
       compare(
         "write 8 B by #{label}",
-        fn -> Beamr.IO.write(guest, "12345678", 0) end,
+        fn -> Beamr.IO.write(guest, 0, "12345678") end,
         "by instance",
-        fn -> Beamr.IO.write(wasm, "12345678", 0) end
+        fn -> Beamr.IO.write(wasm, 0, "12345678") end
       )
     end
   end

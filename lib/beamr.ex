@@ -303,10 +303,8 @@ defmodule Beamr do
   """
   @spec close(Instance.t()) :: :ok
   def close(%Instance{ref: ref}) do
-    case Native.instance_close(ref) do
-      :dirty -> Native.instance_close_dirty(ref)
-      :ok -> :ok
-    end
+    with :dirty <- Native.instance_close(ref), do: Native.instance_close_dirty(ref)
+    Beamr.Allocator.Regions.guest_gone(ref)
   end
 
   @doc """

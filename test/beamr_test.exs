@@ -169,7 +169,7 @@ defmodule BeamrTest do
       assert Beamr.call(one, "next", []) == {:ok, [1]}
       assert Beamr.call(one, "next", []) == {:ok, [2]}
       assert Beamr.call(other, "next", []) == {:ok, [1]}
-      :ok = Beamr.IO.write(one, "one", 0)
+      :ok = Beamr.IO.write(one, 0, "one")
       assert Beamr.IO.read(other, 0, 3) == {:ok, <<0, 0, 0>>}
     end
 

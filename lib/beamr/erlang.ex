@@ -79,6 +79,21 @@ defmodule :beamr do
   @spec size(Beamr.guest(), options()) :: result(non_neg_integer())
   def size(guest, opts \\ []), do: Beamr.IO.size(guest, options(opts))
 
+  @doc "See `Beamr.IO.pages/2`."
+  @spec pages(Beamr.guest(), options()) :: result(non_neg_integer())
+  def pages(guest, opts \\ []), do: Beamr.IO.pages(guest, options(opts))
+
+  @doc "See `Beamr.IO.grow/3`."
+  @spec grow(Beamr.guest(), non_neg_integer(), options()) :: result(non_neg_integer())
+  def grow(guest, pages, opts \\ []), do: Beamr.IO.grow(guest, pages, options(opts))
+
+  @doc "See `Beamr.IO.valid_range?/4`."
+  @spec is_valid_range(Beamr.guest(), non_neg_integer(), non_neg_integer(), options()) ::
+          boolean()
+  def is_valid_range(guest, offset, length, opts \\ []) do
+    Beamr.IO.valid_range?(guest, offset, length, options(opts))
+  end
+
   @doc "See `Beamr.IO.read/4`."
   @spec read(Beamr.guest(), non_neg_integer(), non_neg_integer(), options()) :: result(binary())
   def read(guest, offset, length, opts \\ []) do
@@ -86,9 +101,10 @@ defmodule :beamr do
   end
 
   @doc "See `Beamr.IO.write/4`."
+  @spec write(Beamr.guest(), non_neg_integer(), iodata(), options()) :: :ok | {:error, map()}
   @spec write(Beamr.guest(), iodata(), non_neg_integer(), options()) :: :ok | {:error, map()}
-  def write(guest, data, offset, opts \\ []) do
-    Beamr.IO.write(guest, data, offset, options(opts))
+  def write(guest, offset, data, opts \\ []) do
+    Beamr.IO.write(guest, offset, data, options(opts))
   end
 
   @doc "See `Beamr.IO.read_string/4`."
@@ -102,6 +118,131 @@ defmodule :beamr do
     Beamr.IO.read_string(guest, offset, chunk, options(opts))
   end
 
+  @doc "See `Beamr.IO.read_utf8/4`."
+  @spec read_utf8(Beamr.guest(), non_neg_integer(), non_neg_integer(), options()) ::
+          result(binary())
+  def read_utf8(guest, offset, length, opts \\ []) do
+    Beamr.IO.read_utf8(guest, offset, length, options(opts))
+  end
+
+  @doc "See `Beamr.IO.write_utf8/4`."
+  @spec write_utf8(Beamr.guest(), non_neg_integer(), binary(), options()) ::
+          result(non_neg_integer())
+  def write_utf8(guest, offset, string, opts \\ []) do
+    Beamr.IO.write_utf8(guest, offset, string, options(opts))
+  end
+
+  for type <- [:i8, :u8, :i16, :u16, :i32, :u32, :i64, :u64, :f32, :f64] do
+    read = :"read_#{type}"
+    write = :"write_#{type}"
+
+    @doc "See `Beamr.IO.#{read}/3`."
+    @spec unquote(read)(Beamr.guest(), non_neg_integer(), options()) :: result(Beamr.IO.value())
+    def unquote(read)(guest, offset, opts \\ []) do
+      Beamr.IO.unquote(read)(guest, offset, options(opts))
+    end
+
+    @doc "See `Beamr.IO.#{write}/4`."
+    @spec unquote(write)(Beamr.guest(), non_neg_integer(), Beamr.IO.value(), options()) ::
+            :ok | {:error, map()}
+    def unquote(write)(guest, offset, value, opts \\ []) do
+      Beamr.IO.unquote(write)(guest, offset, value, options(opts))
+    end
+  end
+
+  @doc "See `Beamr.IO.read_array/5`."
+  @spec read_array(
+          Beamr.guest(),
+          non_neg_integer(),
+          Beamr.IO.type(),
+          non_neg_integer(),
+          options()
+        ) :: result([Beamr.IO.value()] | binary())
+  def read_array(guest, offset, type, count, opts \\ []) do
+    Beamr.IO.read_array(guest, offset, type, count, options(opts))
+  end
+
+  @doc "See `Beamr.IO.write_array/5`."
+  @spec write_array(
+          Beamr.guest(),
+          non_neg_integer(),
+          Beamr.IO.type(),
+          [Beamr.IO.value()] | binary(),
+          options()
+        ) :: :ok | {:error, map()}
+  def write_array(guest, offset, type, values, opts \\ []) do
+    Beamr.IO.write_array(guest, offset, type, values, options(opts))
+  end
+
+  @doc "See `Beamr.IO.read_many/3`."
+  @spec read_many(
+          Beamr.guest(),
+          [{non_neg_integer(), Beamr.IO.type() | non_neg_integer()}],
+          options()
+        ) :: result([Beamr.IO.value() | binary()])
+  def read_many(guest, places, opts \\ []) do
+    Beamr.IO.read_many(guest, places, options(opts))
+  end
+
+  @doc "See `Beamr.IO.write_many/3`."
+  @spec write_many(
+          Beamr.guest(),
+          [
+            {non_neg_integer(), Beamr.IO.type(), Beamr.IO.value()}
+            | {non_neg_integer(), iodata()}
+          ],
+          options()
+        ) :: :ok | {:error, map()}
+  def write_many(guest, writes, opts \\ []) do
+    Beamr.IO.write_many(guest, writes, options(opts))
+  end
+
+  @doc "See `Beamr.IO.fill/5`."
+  @spec fill(Beamr.guest(), non_neg_integer(), byte(), non_neg_integer(), options()) ::
+          :ok | {:error, map()}
+  def fill(guest, offset, byte, length, opts \\ []) do
+    Beamr.IO.fill(guest, offset, byte, length, options(opts))
+  end
+
+  @doc "See `Beamr.IO.copy/5`."
+  @spec copy(
+          Beamr.guest(),
+          non_neg_integer(),
+          non_neg_integer() | {Beamr.guest(), non_neg_integer()},
+          non_neg_integer(),
+          options()
+        ) :: :ok | {:error, map()}
+  def copy(guest, destination, source, length, opts \\ []) do
+    Beamr.IO.copy(guest, destination, source, length, options(opts))
+  end
+
+  @doc "See `Beamr.IO.compare/5`."
+  @spec compare(
+          Beamr.guest(),
+          non_neg_integer(),
+          non_neg_integer() | {Beamr.guest(), non_neg_integer()},
+          non_neg_integer(),
+          options()
+        ) :: result(:lt | :eq | :gt)
+  def compare(guest, offset, other, length, opts \\ []) do
+    Beamr.IO.compare(guest, offset, other, length, options(opts))
+  end
+
+  @doc "See `Beamr.IO.find/5`. Nothing found is `undefined`."
+  @spec find(Beamr.guest(), non_neg_integer(), non_neg_integer(), binary(), options()) ::
+          result(non_neg_integer() | :undefined)
+  def find(guest, offset, length, pattern, opts \\ []) do
+    with {:ok, found} <- Beamr.IO.find(guest, offset, length, pattern, options(opts)),
+         do: {:ok, to_erlang(found)}
+  end
+
+  @doc "See `Beamr.IO.hexdump/4`."
+  @spec hexdump(Beamr.guest(), non_neg_integer(), non_neg_integer(), options()) ::
+          result(binary())
+  def hexdump(guest, offset, length, opts \\ []) do
+    Beamr.IO.hexdump(guest, offset, length, options(opts))
+  end
+
   @doc "See `Beamr.IO.write_string/2`."
   @spec write_string(Beamr.guest(), iodata()) :: result(pos_integer())
   def write_string(guest, string), do: Beamr.IO.write_string(guest, string)
@@ -113,6 +254,150 @@ defmodule :beamr do
   @doc "See `Beamr.IO.free/2`."
   @spec free(Beamr.guest(), non_neg_integer()) :: :ok | {:error, map()}
   def free(guest, pointer), do: Beamr.IO.free(guest, pointer)
+
+  @doc "See `Beamr.IO.with_string/3`."
+  @spec with_string(Beamr.guest(), iodata(), (pos_integer() -> value)) :: result(value)
+        when value: term()
+  def with_string(guest, string, function), do: Beamr.IO.with_string(guest, string, function)
+
+  @doc "See `Beamr.IO.with_bytes/3`."
+  @spec with_bytes(Beamr.guest(), iodata(), (pos_integer(), non_neg_integer() -> value)) ::
+          result(value)
+        when value: term()
+  def with_bytes(guest, bytes, function), do: Beamr.IO.with_bytes(guest, bytes, function)
+
+  @doc "See `Beamr.IO.with_alloc/4`. As there, the function is the last argument."
+  @spec with_alloc(Beamr.guest(), non_neg_integer(), options(), (non_neg_integer() -> value)) ::
+          result(value)
+        when value: term()
+  def with_alloc(guest, size, opts \\ [], function) do
+    Beamr.IO.with_alloc(guest, size, options(opts), function)
+  end
+
+  @doc "See `Beamr.IO.held/1`. A process of another node is `undefined`."
+  @spec held(Beamr.guest()) :: result([{pos_integer(), non_neg_integer(), pid() | :undefined}])
+  def held(guest) do
+    with {:ok, held} <- Beamr.IO.held(guest) do
+      {:ok, for({pointer, size, holder} <- held, do: {pointer, size, to_erlang(holder)})}
+    end
+  end
+
+  @doc "See `Beamr.IO.held_count/1`."
+  @spec held_count(Beamr.guest()) :: result(non_neg_integer())
+  def held_count(guest), do: Beamr.IO.held_count(guest)
+
+  @doc ~S"""
+  See `Beamr.Struct.new/2`. A layout that a module in Elixir says goes by that module's name.
+
+      Point = beamr:layout([{x, f64}, {y, f64}]),
+      ok = beamr:write_struct(Wasm, 1024, Point, #{x => 1, y => 0.5}),
+      {ok, #{x := 1.0, y := 0.5}} = beamr:read_struct(Wasm, 1024, Point).
+  """
+  @spec layout([tuple()], options()) :: Beamr.Struct.t()
+  def layout(fields, opts \\ []), do: Beamr.Struct.new(fields, options(opts))
+
+  @doc "See `Beamr.Struct.read/4`. A null pointer that was followed is `undefined`."
+  @spec read_struct(Beamr.guest(), non_neg_integer(), Beamr.Struct.layout(), options()) ::
+          result(map())
+  def read_struct(guest, pointer, layout, opts \\ []) do
+    guest |> Beamr.Struct.read(pointer, layout, options(opts)) |> followed()
+  end
+
+  @doc "See `Beamr.Struct.read_array/5`. A null pointer that was followed is `undefined`."
+  @spec read_structs(
+          Beamr.guest(),
+          non_neg_integer(),
+          Beamr.Struct.layout(),
+          non_neg_integer(),
+          options()
+        ) :: result([map()])
+  def read_structs(guest, pointer, layout, count, opts \\ []) do
+    guest |> Beamr.Struct.read_array(pointer, layout, count, options(opts)) |> followed()
+  end
+
+  defp followed({:ok, value}), do: {:ok, without_nil(value)}
+  defp followed(error), do: error
+
+  defp without_nil(%{__struct__: _} = struct), do: struct
+  defp without_nil(map) when is_map(map), do: Map.new(map, fn {k, v} -> {k, without_nil(v)} end)
+  defp without_nil(list) when is_list(list), do: Enum.map(list, &without_nil/1)
+  defp without_nil(value), do: to_erlang(value)
+
+  @doc "See `Beamr.Struct.write/5`."
+  @spec write_struct(Beamr.guest(), non_neg_integer(), Beamr.Struct.layout(), map(), options()) ::
+          :ok | {:error, map()}
+  def write_struct(guest, pointer, layout, value, opts \\ []) do
+    Beamr.Struct.write(guest, pointer, layout, value, options(opts))
+  end
+
+  @doc "See `Beamr.Struct.write_array/5`."
+  @spec write_structs(
+          Beamr.guest(),
+          non_neg_integer(),
+          Beamr.Struct.layout(),
+          [map()],
+          options()
+        ) :: :ok | {:error, map()}
+  def write_structs(guest, pointer, layout, values, opts \\ []) do
+    Beamr.Struct.write_array(guest, pointer, layout, values, options(opts))
+  end
+
+  @doc "See `Beamr.Struct.update/5`."
+  @spec update_struct(Beamr.guest(), non_neg_integer(), Beamr.Struct.layout(), map(), options()) ::
+          :ok | {:error, map()}
+  def update_struct(guest, pointer, layout, fields, opts \\ []) do
+    Beamr.Struct.update(guest, pointer, layout, fields, options(opts))
+  end
+
+  @doc """
+  See `Beamr.Struct.call/5`. With `undefined` for the layout, the function returns no struct.
+  """
+  @spec call_struct(
+          Beamr.guest(),
+          binary() | Beamr.funcref(),
+          list(),
+          Beamr.Struct.layout() | :undefined,
+          options()
+        ) :: result(map() | list())
+  def call_struct(guest, function, args, layout, opts \\ []) do
+    args = Enum.map(args, &from_erlang/1)
+
+    guest
+    |> Beamr.Struct.call(function, args, from_erlang(layout), options(opts))
+    |> followed()
+  end
+
+  @doc "See `Beamr.View.new/4`. The functions of `Beamr.View` take what this answers."
+  @spec view(Beamr.guest(), non_neg_integer(), non_neg_integer(), options()) ::
+          result(Beamr.View.t())
+  def view(guest, pointer, length, opts \\ []) do
+    Beamr.View.new(guest, pointer, length, options(opts))
+  end
+
+  @doc """
+  See `Beamr.Allocator.Bump.new/2`. The functions of `Beamr.Allocator` take what this answers.
+  """
+  @spec bump_allocator(Beamr.guest(), options()) :: result(Beamr.Allocator.Bump.t())
+  def bump_allocator(guest, opts \\ []), do: Beamr.Allocator.Bump.new(guest, options(opts))
+
+  @doc """
+  See `Beamr.Allocator.Stack.new/2`. The functions of `Beamr.Allocator` take what this answers,
+  and so do those of `Beamr.Allocator.Stack`.
+  """
+  @spec stack_allocator(Beamr.guest(), options()) :: result(Beamr.Allocator.Stack.t())
+  def stack_allocator(guest, opts \\ []), do: Beamr.Allocator.Stack.new(guest, options(opts))
+
+  @doc """
+  See `Beamr.Allocator.Guest.new/2`. The functions of `Beamr.Allocator` take what this answers.
+  """
+  @spec malloc_allocator(Beamr.guest(), options()) :: result(Beamr.Allocator.Guest.t())
+  def malloc_allocator(guest, opts \\ []), do: Beamr.Allocator.Guest.new(guest, options(opts))
+
+  @doc "See `Beamr.Allocator.alloc/3`."
+  @spec alloc(Beamr.Allocator.t(), integer(), options()) :: result(non_neg_integer())
+  def alloc(allocator, size, opts \\ []) do
+    Beamr.Allocator.alloc(allocator, size, options(opts))
+  end
 
   @doc "See `Beamr.Module.imports/1`."
   @spec imports(Beamr.Module.t()) :: [{binary(), binary(), term()}]

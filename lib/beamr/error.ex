@@ -182,7 +182,7 @@ defmodule Beamr.CallError do
   | `:interrupted` | another process called `Beamr.interrupt/1` | |
   | `:closed` | the instance is closed | |
   | `:depth` | calls were nested deeper than `max_depth` | `wanted` |
-  | `:result` | `malloc` did not answer one integer | `given` |
+  | `:result` | the results are not those of `malloc`, or not those of a function that returns the struct | `given` |
   | `:system` | the operating system or the engine refused; `detail` says why | `detail` |
 
   After all of them but `:closed` and a failed instantiation the instance stays usable.
@@ -336,30 +336,70 @@ defmodule Beamr.MemoryError do
   | `reason` | what is wrong |
   |---|---|
   | `:out_of_bounds` | `offset` + `length` lies past `size` |
+  | `:out_of_view` | `offset` + `length` lies past `size`, where both are those of the `Beamr.View` at `pointer` |
   | `:unknown_memory` | the module has no memory named `memory` |
-  | `:unterminated` | there is no NUL between `offset` and the end of memory at `size` |
+  | `:unterminated` | there is no NUL between `offset` and the end of memory at `size` (or of the view at `pointer`) |
+  | `:value_out_of_range` | `given` is no number that `type` can hold |
+  | `:invalid_utf8` | `offset` is the first byte that is no UTF-8 |
+  | `:cannot_grow` | its own maximum or a limit does not allow the memory of `size` bytes `length` more |
   | `:malloc_failed` | the guest's `malloc` answered 0 for `length` bytes |
+  | `:timeout` | the instance was busy with a call for too long to grow its memory |
   | `:closed` | the instance is closed |
   | `:system` | the VM has no memory for the answer; `detail` says more |
 
-  All numbers are bytes.
+  All numbers are bytes, but for `given`, and `index`: the place, from 0, of what is refused among
+  the values of an array or the places of `read_many` and `write_many`.
   """
 
-  defexception [:reason, :memory, :offset, :length, :size, :detail]
+  defexception [
+    :reason,
+    :memory,
+    :offset,
+    :length,
+    :size,
+    :detail,
+    :type,
+    :given,
+    :index,
+    :pointer
+  ]
 
   @type t :: %__MODULE__{
           reason:
-            :out_of_bounds | :unknown_memory | :unterminated | :malloc_failed | :closed | :system,
+            :out_of_bounds
+            | :out_of_view
+            | :unknown_memory
+            | :unterminated
+            | :value_out_of_range
+            | :invalid_utf8
+            | :cannot_grow
+            | :malloc_failed
+            | :timeout
+            | :closed
+            | :system,
           memory: String.t() | nil,
           offset: non_neg_integer() | nil,
           length: non_neg_integer() | nil,
           size: non_neg_integer() | nil,
-          detail: String.t() | nil
+          detail: String.t() | nil,
+          type: Beamr.IO.type() | nil,
+          given: number() | nil,
+          index: non_neg_integer() | nil,
+          pointer: non_neg_integer() | nil
         }
 
   @impl true
   def message(%{reason: :out_of_bounds} = e),
     do: "#{e.length} byte(s) at offset #{e.offset} are outside the memory of #{e.size} bytes"
+
+  def message(%{reason: :out_of_view} = e),
+    do:
+      "#{e.length} byte(s) at offset #{e.offset} are outside the view of #{e.size} bytes at " <>
+        "#{e.pointer}"
+
+  def message(%{reason: :unterminated, pointer: pointer} = e) when pointer != nil,
+    do:
+      "no NUL ends the string at offset #{e.offset} of the view of #{e.size} bytes at #{pointer}"
 
   def message(%{reason: :unknown_memory} = e),
     do: "the module has no memory #{inspect(e.memory)}"
@@ -367,11 +407,29 @@ defmodule Beamr.MemoryError do
   def message(%{reason: :unterminated} = e),
     do: "no NUL ends the string at offset #{e.offset} before the end of memory at #{e.size}"
 
+  def message(%{reason: :value_out_of_range} = e),
+    do: "#{e.type} at offset #{e.offset} takes #{range(e.type)}, given: #{inspect(e.given)}"
+
+  def message(%{reason: :invalid_utf8} = e), do: "the byte at offset #{e.offset} is no UTF-8"
+
+  def message(%{reason: :cannot_grow} = e),
+    do: "the memory of #{e.size} bytes cannot grow by #{e.length} bytes"
+
+  def message(%{reason: :timeout}), do: "waiting for the memory timed out"
+
   def message(%{reason: :malloc_failed} = e),
     do: "the guest's malloc has no room for #{e.length} byte(s)"
 
   def message(%{reason: :closed}), do: "the instance is closed"
   def message(%{reason: :system} = e), do: "the memory operation failed: #{e.detail}"
+
+  defp range(:f32), do: "finite numbers up to 3.4028235e38 in magnitude"
+  defp range(:f64), do: "finite numbers up to 1.7976931348623157e308 in magnitude"
+
+  defp range(type) do
+    {low, high} = Beamr.IO.integer_range(type)
+    "integers from #{low} to #{high}"
+  end
 end
 
 defmodule Beamr.LimitError do
@@ -461,6 +519,154 @@ defmodule Beamr.ExportError do
 
   defp what(%{kind: :fuel}), do: "the fuel"
   defp what(e), do: "the #{e.kind} #{inspect(e.name)}"
+end
+
+defmodule Beamr.StructError do
+  @moduledoc """
+  A value that is none of its layout, or a field that the layout does not have; nothing was
+  written.
+
+  `field` is the path to it: names of fields, and indices of arrays, as a list.
+
+  | `reason` | what is wrong | further fields |
+  |---|---|---|
+  | `:type` | the value is not of the field's type | `wanted`, `given` |
+  | `:range` | the number is outside its range | `wanted`: `{type, {low, high}}`, `given` |
+  | `:length` | the string is too long, or the bytes or the list are not as many as the field has | `wanted`, `given` |
+  | `:nul` | the string has a NUL inside, which would end it | `wanted`, `given` |
+  | `:missing_field` | the field was not given | `wanted` |
+  | `:unknown_field` | there is no such field | |
+  | `:overlap` | the field shares bytes with the field `wanted`, and both were given | `wanted` |
+  """
+
+  defexception [:reason, :wanted, :given, field: []]
+
+  @type t :: %__MODULE__{
+          reason: :type | :range | :length | :nul | :missing_field | :unknown_field | :overlap,
+          field: [atom() | non_neg_integer()],
+          wanted: term(),
+          given: term()
+        }
+
+  @impl true
+  def message(%{reason: :range, wanted: {type, {low, high}}} = e),
+    do: "#{what(e)} must be #{a(type)} (from #{low} to #{high}), given: #{inspect(e.given)}"
+
+  def message(%{reason: :nul} = e),
+    do: "#{what(e)} has a NUL inside, where C would see its end: #{inspect(e.given)}"
+
+  def message(%{reason: reason} = e) when reason in [:type, :length],
+    do: "#{what(e)} must be #{describe(e.wanted)}, given: #{inspect(e.given)}"
+
+  def message(%{reason: :missing_field} = e), do: "#{what(e)} is missing"
+  def message(%{reason: :unknown_field} = e), do: "the layout has no field #{path(e.field)}"
+
+  def message(%{reason: :overlap} = e),
+    do: "#{what(e)} shares bytes with the field #{e.wanted}: only one of them can be given"
+
+  defp what(%{field: []}), do: "the value"
+  defp what(%{field: field}), do: "the field #{path(field)}"
+
+  defp path([]), do: "\"\""
+  defp path(path), do: Enum.join(path, ".")
+
+  defp a(type) when type in [:i8, :i16, :i32, :i64, :f32, :f64], do: "an #{type}"
+  defp a(type), do: "a #{type}"
+
+  defp describe(type) when type in [:f32, :f64],
+    do: "#{a(type)} (a number, or one of the atoms nan, infinity and neg_infinity)"
+
+  defp describe(:bool), do: "true or false"
+  defp describe(:ptr), do: "a pointer (an integer from 0 on)"
+  defp describe({:string, n}), do: "a string of fewer than #{n} bytes"
+  defp describe({:bytes, n}), do: "a binary of #{n} bytes"
+
+  defp describe({:enum, names}),
+    do: "an integer or one of #{Enum.map_join(names, ", ", &inspect/1)}"
+
+  defp describe({:array, _type, n}), do: "a list of #{n} values"
+  defp describe({:struct, names}), do: "a map with #{Enum.map_join(names, ", ", &inspect/1)}"
+  defp describe(type), do: "#{a(type)} (an integer)"
+end
+
+defmodule Beamr.AllocatorError do
+  @moduledoc """
+  An allocator that could not do as asked; everything is as it was.
+
+  | `reason` | what is wrong | further fields |
+  |---|---|---|
+  | `:size` | less than one byte was asked for | `size` |
+  | `:alignment` | the alignment is no power of two | `alignment` |
+  | `:overflow` | the region has too little room: `needed` bytes, padding included, of `available` | `size`, `needed`, `available`, `base` |
+  | `:overlap` | a live region of the same memory has some of these bytes | `base`, `limit`, `other` |
+  | `:uncovered` | memory ends at `available`, before the region does at `needed`, and `grow: false` was given | `needed`, `available`, `base` |
+  | `:no_mark` | `pop` without a mark | |
+  | `:unknown_pointer` | the pointer is none that is allocated here | `pointer` |
+  | `:timeout` | others were growing the memory for too long | |
+  | `:closed` | the allocator is closed, or its owner or guest is gone | |
+
+  `other` is a map with the `kind` of the other allocator (`:bump` or `:stack`), its `base`, its
+  `limit` (the first address behind it, or `:infinity`) and its `owner`. All numbers are bytes.
+  """
+
+  defexception [
+    :reason,
+    :size,
+    :alignment,
+    :needed,
+    :available,
+    :base,
+    :limit,
+    :other,
+    :pointer
+  ]
+
+  @type t :: %__MODULE__{
+          reason:
+            :size
+            | :alignment
+            | :overflow
+            | :overlap
+            | :uncovered
+            | :no_mark
+            | :unknown_pointer
+            | :timeout
+            | :closed,
+          size: integer() | nil,
+          alignment: integer() | nil,
+          needed: non_neg_integer() | nil,
+          available: non_neg_integer() | nil,
+          base: non_neg_integer() | nil,
+          limit: non_neg_integer() | :infinity | nil,
+          other: map() | nil,
+          pointer: non_neg_integer() | nil
+        }
+
+  @impl true
+  def message(%{reason: :size} = e), do: "#{e.size} bytes cannot be allocated"
+  def message(%{reason: :alignment} = e), do: "the alignment #{e.alignment} is no power of two"
+
+  def message(%{reason: :overflow} = e),
+    do: "the region at #{e.base} has #{e.available} byte(s) left, needed: #{e.needed}"
+
+  def message(%{reason: :overlap, other: other} = e) do
+    "the region #{region(e)} overlaps that of a #{other.kind} allocator, #{region(other)}, " <>
+      "owned by #{inspect(other.owner)}"
+  end
+
+  def message(%{reason: :uncovered} = e),
+    do: "the region at #{e.base} ends at #{e.needed}, the memory has #{e.available} bytes"
+
+  def message(%{reason: :no_mark}), do: "there is no mark to go back to"
+
+  def message(%{reason: :unknown_pointer} = e),
+    do: "nothing is allocated at #{e.pointer} by this allocator"
+
+  def message(%{reason: :timeout}), do: "waiting for the memory to grow timed out"
+  def message(%{reason: :closed}), do: "the allocator is closed"
+
+  defp region(%{base: base, limit: :infinity}), do: "from #{base} on"
+  defp region(%{base: base, limit: limit}), do: "from #{base} to #{limit - 1}"
 end
 
 defmodule Beamr.Error do

@@ -29,8 +29,9 @@ defmodule Beamr.Guest do
         :ok
 
       {:error, {:already_registered, _self}} ->
+        [{_self, old}] = Registry.lookup(@registry, self())
         {_new, _old} = Registry.update_value(@registry, self(), fn _old -> ref end)
-        :ok
+        Beamr.Allocator.Regions.guest_gone(old)
     end
   end
 
@@ -56,6 +57,14 @@ defmodule Beamr.Guest do
       remote ->
         remote
     end
+  end
+
+  @doc "As `place/2`, but nil where there is no such server, or not yet."
+  @spec find(Beamr.guest()) :: place() | nil
+  def find(guest) do
+    place(guest, {__MODULE__, :find, [guest]})
+  catch
+    :exit, {:noproc, _mfa} -> nil
   end
 
   @doc """
@@ -85,7 +94,7 @@ defmodule Beamr.Guest do
 
       {:remote, node, guest} ->
         args = [guest, function, args, timeout, scheduler, unsigned]
-        remote(node, __MODULE__, :call_for, [self() | args])
+        remote_for_self(node, __MODULE__, :call, args)
     end
   end
 
@@ -98,19 +107,17 @@ defmodule Beamr.Guest do
       end == true
   end
 
+  @doc "As `remote/4`, for what calls the guest: the calling process's death ends it there."
+  @spec remote_for_self(node(), module(), atom(), list()) :: term()
+  def remote_for_self(node, module, function, args) do
+    remote(node, __MODULE__, :apply_for, [self(), module, function, args])
+  end
+
   @doc false
   # On the guest's node, on behalf of a process elsewhere: if that dies, so does this one, which
   # ends the call.
-  @spec call_for(
-          pid(),
-          Beamr.guest(),
-          String.t() | Beamr.funcref(),
-          list(),
-          timeout(),
-          Instance.scheduler(),
-          boolean()
-        ) :: {:ok, list()} | {:error, Exception.t()}
-  def call_for(client, guest, function, args, timeout, scheduler, unsigned) do
+  @spec apply_for(pid(), module(), atom(), list()) :: term()
+  def apply_for(client, module, function, args) do
     proxy = self()
 
     spawn(fn ->
@@ -123,7 +130,7 @@ defmodule Beamr.Guest do
       end
     end)
 
-    call(guest, function, args, timeout, scheduler, unsigned)
+    apply(module, function, args)
   end
 
   defp server(pid, _mfa) when is_pid(pid) and node(pid) == node(), do: pid

@@ -586,13 +586,17 @@ defmodule Beamr.Instance do
   end
 
   defp perform_on(ref, verb, {_kind, name} = export, index, value, given) do
-    case attempt(ref, verb, name || "", index, value, @timeout) do
+    case attempt(ref, verb, name || "", index, value) do
       {:error, reason} -> {:error, Error.export(reason, export, given)}
       result -> result
     end
   end
 
-  defp attempt(ref, verb, name, index, value, timeout) do
+  @doc false
+  # As `perform/6`, for an instance's reference; errors are the native half's reasons.
+  @spec attempt(reference(), atom(), String.t(), term(), term(), integer()) ::
+          :ok | {:ok, term()} | {:error, term()}
+  def attempt(ref, verb, name, index, value, timeout \\ @timeout) do
     result =
       case Native.export_perform(ref, verb, name, index, value) do
         :dirty -> Native.export_perform_dirty(ref, verb, name, index, value)

@@ -148,6 +148,188 @@ defmodule Beamr.Native do
           :ok | {:error, reason()} | :badarg
   def memory_write_dirty(_instance, _memory, _offset, _data, _terminated), do: unloaded()
 
+  @typep place :: {instance_ref(), memory_name(), non_neg_integer()}
+  @typep number_kind :: number_type() | {:wrap, number_type()}
+  @typep number_type :: :i8 | :u8 | :i16 | :u16 | :i32 | :u32 | :i64 | :u64 | :f32 | :f64
+
+  @spec typed_read(instance_ref(), memory_name(), non_neg_integer(), number_type()) ::
+          {:ok, number() | atom()} | {:error, reason()} | :badarg | :dirty
+  def typed_read(_instance, _memory, _offset, _type), do: unloaded()
+
+  @spec typed_read_dirty(instance_ref(), memory_name(), non_neg_integer(), number_type()) ::
+          {:ok, number() | atom()} | {:error, reason()} | :badarg
+  def typed_read_dirty(_instance, _memory, _offset, _type), do: unloaded()
+
+  @spec typed_write(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          number_kind(),
+          number() | atom()
+        ) :: :ok | {:error, reason()} | :badarg | :dirty
+  def typed_write(_instance, _memory, _offset, _type, _value), do: unloaded()
+
+  @spec typed_write_dirty(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          number_kind(),
+          number() | atom()
+        ) :: :ok | {:error, reason()} | :badarg
+  def typed_write_dirty(_instance, _memory, _offset, _type, _value), do: unloaded()
+
+  @spec typed_read_array(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          number_type(),
+          non_neg_integer()
+        ) :: {:ok, list()} | {:error, reason()} | :badarg | :dirty
+  def typed_read_array(_instance, _memory, _offset, _type, _count), do: unloaded()
+
+  @spec typed_read_array_dirty(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          number_type(),
+          non_neg_integer()
+        ) :: {:ok, list()} | {:error, reason()} | :badarg
+  def typed_read_array_dirty(_instance, _memory, _offset, _type, _count), do: unloaded()
+
+  @spec typed_write_array(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          number_kind(),
+          list()
+        ) :: :ok | {:error, reason()} | :badarg | :dirty
+  def typed_write_array(_instance, _memory, _offset, _type, _values), do: unloaded()
+
+  @spec typed_write_array_dirty(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          number_kind(),
+          list()
+        ) :: :ok | {:error, reason()} | :badarg
+  def typed_write_array_dirty(_instance, _memory, _offset, _type, _values), do: unloaded()
+
+  @spec typed_read_many(instance_ref(), memory_name(), list()) ::
+          {:ok, list()} | {:error, reason()} | :badarg | :dirty
+  def typed_read_many(_instance, _memory, _places), do: unloaded()
+
+  @spec typed_read_many_dirty(instance_ref(), memory_name(), list()) ::
+          {:ok, list()} | {:error, reason()} | :badarg
+  def typed_read_many_dirty(_instance, _memory, _places), do: unloaded()
+
+  @spec typed_write_many(instance_ref(), memory_name(), list(), boolean()) ::
+          :ok | {:error, reason()} | :badarg | :dirty
+  def typed_write_many(_instance, _memory, _writes, _wrap), do: unloaded()
+
+  @spec typed_write_many_dirty(instance_ref(), memory_name(), list(), boolean()) ::
+          :ok | {:error, reason()} | :badarg
+  def typed_write_many_dirty(_instance, _memory, _writes, _wrap), do: unloaded()
+
+  @spec block_fill(instance_ref(), memory_name(), non_neg_integer(), byte(), non_neg_integer()) ::
+          :ok | {:error, reason()} | :badarg | :dirty
+  def block_fill(_instance, _memory, _offset, _byte, _length), do: unloaded()
+
+  @spec block_fill_dirty(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          byte(),
+          non_neg_integer()
+        ) :: :ok | {:error, reason()} | :badarg
+  def block_fill_dirty(_instance, _memory, _offset, _byte, _length), do: unloaded()
+
+  @spec block_find(instance_ref(), memory_name(), non_neg_integer(), non_neg_integer(), binary()) ::
+          {:ok, non_neg_integer() | nil} | {:error, reason()} | :badarg | :dirty
+  def block_find(_instance, _memory, _offset, _length, _pattern), do: unloaded()
+
+  @spec block_find_dirty(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          non_neg_integer(),
+          binary()
+        ) :: {:ok, non_neg_integer() | nil} | {:error, reason()} | :badarg
+  def block_find_dirty(_instance, _memory, _offset, _length, _pattern), do: unloaded()
+
+  @spec block_copy(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          place(),
+          non_neg_integer()
+        ) :: :ok | {:error, reason()} | :badarg | :dirty
+  def block_copy(_instance, _memory, _offset, _source, _length), do: unloaded()
+
+  @spec block_copy_dirty(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          place(),
+          non_neg_integer()
+        ) :: :ok | {:error, reason()} | :badarg
+  def block_copy_dirty(_instance, _memory, _offset, _source, _length), do: unloaded()
+
+  @spec block_compare(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          place(),
+          non_neg_integer()
+        ) :: {:ok, :lt | :eq | :gt} | {:error, reason()} | :badarg | :dirty
+  def block_compare(_instance, _memory, _offset, _other, _length), do: unloaded()
+
+  @spec block_compare_dirty(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          place(),
+          non_neg_integer()
+        ) :: {:ok, :lt | :eq | :gt} | {:error, reason()} | :badarg
+  def block_compare_dirty(_instance, _memory, _offset, _other, _length), do: unloaded()
+
+  @spec utf8_read(instance_ref(), memory_name(), non_neg_integer(), non_neg_integer(), boolean()) ::
+          {:ok, String.t()} | {:error, reason()} | :badarg | :dirty
+  def utf8_read(_instance, _memory, _offset, _length, _replace), do: unloaded()
+
+  @spec utf8_read_dirty(
+          instance_ref(),
+          memory_name(),
+          non_neg_integer(),
+          non_neg_integer(),
+          boolean()
+        ) :: {:ok, String.t()} | {:error, reason()} | :badarg
+  def utf8_read_dirty(_instance, _memory, _offset, _length, _replace), do: unloaded()
+
+  @spec utf8_write(instance_ref(), memory_name(), non_neg_integer(), binary(), boolean()) ::
+          {:ok, non_neg_integer()} | {:error, reason()} | :badarg | :dirty
+  def utf8_write(_instance, _memory, _offset, _string, _replace), do: unloaded()
+
+  @spec utf8_write_dirty(instance_ref(), memory_name(), non_neg_integer(), binary(), boolean()) ::
+          {:ok, non_neg_integer()} | {:error, reason()} | :badarg
+  def utf8_write_dirty(_instance, _memory, _offset, _string, _replace), do: unloaded()
+
+  @spec held_list(instance_ref()) ::
+          {:ok, [{pos_integer(), non_neg_integer(), pid() | nil}]} | {:error, reason()} | :dirty
+  def held_list(_instance), do: unloaded()
+
+  @spec held_list_dirty(instance_ref()) ::
+          {:ok, [{pos_integer(), non_neg_integer(), pid() | nil}]} | {:error, reason()}
+  def held_list_dirty(_instance), do: unloaded()
+
+  @spec held_note(instance_ref(), pos_integer(), non_neg_integer(), pid()) :: :ok
+  def held_note(_instance, _pointer, _size, _by), do: unloaded()
+
+  @spec held_forget(instance_ref(), non_neg_integer()) :: {non_neg_integer(), pid() | nil} | nil
+  def held_forget(_instance, _pointer), do: unloaded()
+
+  @spec held_count(instance_ref()) :: {:ok, non_neg_integer()} | {:error, reason()}
+  def held_count(_instance), do: unloaded()
+
   @spec bench_noop() :: :ok
   def bench_noop, do: unloaded()
 

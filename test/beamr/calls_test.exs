@@ -55,7 +55,7 @@ defmodule Beamr.CallsTest do
   end
 
   defp start_count(wasm, opts \\ []) do
-    :ok = Beamr.IO.write(wasm, <<0::64>>, 0)
+    :ok = Beamr.IO.write(wasm, 0, <<0::64>>)
     task = Task.async(fn -> Beamr.call(wasm, "count", [], [timeout: :infinity] ++ opts) end)
     eventually(fn -> counter(wasm) > 0 end)
     task
@@ -735,7 +735,7 @@ defmodule Beamr.CallsTest do
     defp occupy(:other_instance, wasm), do: Beamr.call(wasm, "f", [3], timeout: :infinity)
 
     defp die_in(wasm, 0) do
-      Beamr.IO.write!(wasm, <<1::little-64>>, 0)
+      Beamr.IO.write!(wasm, 0, <<1::little-64>>)
       Process.sleep(:infinity)
     end
 
@@ -744,7 +744,7 @@ defmodule Beamr.CallsTest do
 
     defp die_in(wasm, 3) do
       other = guest()
-      Beamr.IO.write!(wasm, <<1::little-64>>, 0)
+      Beamr.IO.write!(wasm, 0, <<1::little-64>>)
       Beamr.call(other, "count", [], timeout: :infinity)
     end
 
@@ -856,7 +856,7 @@ defmodule Beamr.CallsTest do
               1
 
             wasm, 0 ->
-              Beamr.IO.write!(wasm, <<1::little-64>>, 0)
+              Beamr.IO.write!(wasm, 0, <<1::little-64>>)
               send(test, {:held, self()})
               receive do: (:go_on -> 0)
           end)

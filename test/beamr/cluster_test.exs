@@ -150,6 +150,29 @@ defmodule Beamr.ClusterTest do
     pid
   end
 
+  test "structs, views and allocators reach a guest of another node", %{node: node} do
+    pid = start_server(node)
+    point = Beamr.Struct.new(x: :f64, y: :f64)
+    assert Beamr.Struct.write(pid, 16, point, %{x: 1, y: :nan}) == :ok
+    assert Beamr.Struct.update(pid, 16, point, %{x: 2.0}) == :ok
+    assert Beamr.Struct.read(pid, 16, point) == {:ok, %{x: 2.0, y: :nan}}
+
+    view = Beamr.View.new!(pid, 16, 8)
+    assert Beamr.View.read_f64(view, 0) == {:ok, 2.0}
+
+    {:ok, bump} = Task.await(Task.async(fn -> Beamr.Allocator.Bump.new(pid, owner: pid) end))
+    assert node(bump.pid) == node
+    assert Beamr.Allocator.alloc(bump, 8) == {:ok, 65_536}
+    assert Beamr.IO.size(pid) == {:ok, 131_072}
+    assert {:error, %{reason: :overlap}} = Beamr.Allocator.Stack.new(pid)
+    assert Beamr.Allocator.close(bump) == :ok
+
+    # It ends with its owner, who is here.
+    {:ok, stack} = Task.await(Task.async(fn -> Beamr.Allocator.Stack.new(pid) end))
+    eventually(fn -> not :erpc.call(node, Process, :alive?, [stack.pid]) end)
+    assert {:error, %{reason: :closed}} = Beamr.Allocator.alloc(stack, 8)
+  end
+
   describe "a server on another node" do
     test "is used by pid, name and global name like a local one", %{node: node} do
       global = {:global, make_ref()}
@@ -168,7 +191,7 @@ defmodule Beamr.ClusterTest do
     test "has its memory read and written", %{node: node} do
       far = start_server(node)
       assert Beamr.IO.size(far) == {:ok, 65_536}
-      assert Beamr.IO.write(far, ["hel", "lo", 0], 8) == :ok
+      assert Beamr.IO.write(far, 8, ["hel", "lo", 0]) == :ok
       assert Beamr.IO.read(far, 8, 5) == {:ok, "hello"}
       assert Beamr.IO.read!(far, 8, 5, memory: "memory") == "hello"
       assert Beamr.IO.read_string(far, 8) == {:ok, "hello"}
@@ -181,6 +204,54 @@ defmodule Beamr.ClusterTest do
       assert Beamr.IO.read_string(far, 1024) == {:ok, "hello"}
       assert Beamr.IO.malloc(far, 10) == {:ok, 1030}
       assert Beamr.IO.free(far, 1024) == :ok
+    end
+
+    test "has its allocations counted and lent", %{node: node} do
+      far = start_server(node)
+      {:ok, pointer} = Beamr.IO.write_string(far, "hello")
+      # A process of this node is none of that one's.
+      assert Beamr.IO.held(far) == {:ok, [{pointer, 6, nil}]}
+      assert Beamr.IO.with_string(far, "lent", &Beamr.IO.read_string!(far, &1)) == {:ok, "lent"}
+      assert Beamr.IO.free(far, pointer) == :ok
+      assert Beamr.IO.held_count(far) == {:ok, 0}
+    end
+
+    test "has numbers, text and blocks in its memory, which also grows", %{node: node} do
+      far = start_server(node)
+      assert Beamr.IO.write_i32(far, 8, -5) == :ok
+      assert Beamr.IO.read_u32(far, 8) == {:ok, 2 ** 32 - 5}
+      assert {:error, %MemoryError{reason: :value_out_of_range}} = Beamr.IO.write_i8(far, 0, 128)
+      assert Beamr.IO.write_array(far, 8, :f64, [1.5, :nan]) == :ok
+      assert Beamr.IO.read_array(far, 8, :f64, 2) == {:ok, [1.5, :nan]}
+      assert Beamr.IO.write_many(far, [{0, :u8, 1}, {1, "x"}]) == :ok
+      assert Beamr.IO.read_many(far, [{0, :u8}, {1, 1}]) == {:ok, [1, "x"]}
+      assert_raise ArgumentError, fn -> Beamr.IO.write_array(far, 0, :u8, [:x]) end
+      assert Beamr.IO.write_utf8(far, 0, "é") == {:ok, 2}
+      assert Beamr.IO.read_utf8(far, 0, 2) == {:ok, "é"}
+      assert Beamr.IO.fill(far, 0, ?x, 4) == :ok
+      assert Beamr.IO.hexdump(far, 0, 2) == {:ok, "78 78"}
+      assert Beamr.IO.find(far, 0, 4, "xx") == {:ok, 0}
+      assert Beamr.IO.valid_range?(far, 65_536, 0)
+      assert Beamr.IO.grow(far, 1) == {:ok, 1}
+      assert Beamr.IO.pages(far) == {:ok, 2}
+    end
+
+    test "is copied from and to, and compared, on one node and across", %{node: node} do
+      {far, other} = {start_server(node), start_server(node)}
+      near = Beamr.instantiate!(~S|(module (memory (export "m") 1) (memory (export "n") 1))|)
+      :ok = Beamr.IO.write(far, 0, "hello")
+      assert Beamr.IO.copy(far, 8, 0, 5) == :ok
+      assert Beamr.IO.copy(other, 16, {far, 8}, 5) == :ok
+      assert Beamr.IO.compare(far, 0, {other, 16}, 5) == {:ok, :eq}
+      assert Beamr.IO.copy(near, 24, {other, 16}, 5, memory: "n") == :ok
+      assert Beamr.IO.compare(near, 24, {far, 0}, 5, memory: "n") == {:ok, :eq}
+      assert Beamr.IO.compare(far, 0, {near, 24}, 5) == {:ok, :gt}
+      assert Beamr.IO.compare(near, 24, {far, 0}, 5) == {:ok, :lt}
+      assert Beamr.IO.copy(far, 32, {near, 24}, 5, source_memory: "n") == :ok
+      assert Beamr.IO.read(far, 32, 5) == {:ok, "hello"}
+
+      assert {:error, %MemoryError{reason: :out_of_bounds, offset: 65_536}} =
+               Beamr.IO.copy(near, 0, {far, 65_536}, 1)
     end
 
     test "has its globals and tables reached", %{node: node} do
@@ -239,7 +310,7 @@ defmodule Beamr.ClusterTest do
 
     test "raises as a local one does", %{node: node} do
       far = start_server(node)
-      assert_raise ArgumentError, fn -> Beamr.IO.write(far, [:no_iodata], 0) end
+      assert_raise ArgumentError, fn -> Beamr.IO.write(far, 0, [:no_iodata]) end
       assert_raise ArgumentError, fn -> Beamr.IO.read(far, 0, 1, nope: 1) end
     end
 
@@ -252,7 +323,7 @@ defmodule Beamr.ClusterTest do
     test "has its memory read while it is in a call", %{node: node} do
       far = start_server(node)
       start_loop(far)
-      assert Beamr.IO.write(far, "hello", 16) == :ok
+      assert Beamr.IO.write(far, 16, "hello") == :ok
       assert Beamr.IO.read(far, 16, 5) == {:ok, "hello"}
     end
 
@@ -284,7 +355,7 @@ defmodule Beamr.ClusterTest do
         end)
 
       far = {:supervised, node}
-      Beamr.IO.write!(far, "old", 0)
+      Beamr.IO.write!(far, 0, "old")
       assert {:error, %Trap{}} = Beamr.call(far, "trap", [])
 
       eventually(fn ->
@@ -301,7 +372,7 @@ defmodule Beamr.ClusterTest do
       [
         call: &Beamr.call(&1, "add", [1, 2], timeout: :infinity),
         read: &Beamr.IO.read(&1, 0, 1),
-        write: &Beamr.IO.write(&1, "a", 0),
+        write: &Beamr.IO.write(&1, 0, "a"),
         read_string: &Beamr.IO.read_string(&1, 0),
         write_string: &Beamr.IO.write_string(&1, "a"),
         malloc: &Beamr.IO.malloc(&1, 1),

@@ -49,11 +49,50 @@ defmodule Beamr.ErlangTest do
       {ok, [3]} = beamr:call(Wasm, <<"sum">>, [1, 2], #{timeout => infinity}),
       ok.
 
+  structs(Wasm) ->
+      Point = beamr:layout([{x, f64}, {y, f64, [{offset, 16}]}], #{packed => true}),
+      ok = beamr:write_struct(Wasm, 1024, Point, #{x => 1, y => 0.5}),
+      {ok, #{x := 1.0, y := 0.5} = One} = beamr:read_struct(Wasm, 1024, Point),
+      ok = beamr:update_struct(Wasm, 1024, Point, #{y => infinity}),
+      {ok, [#{x := 1.0, y := infinity}]} = beamr:read_structs(Wasm, 1024, Point, 1, []),
+      ok = beamr:write_structs(Wasm, 1024, Point, [One, One], #{memory => undefined}),
+      {ok, [One, One]} = beamr:read_structs(Wasm, 1024, Point, 2),
+      Text = beamr:layout([{at, {ptr, string}}]),
+      ok = beamr:write_structs(Wasm, 2048, Text, [#{at => 0}, #{at => 2056}]),
+      ok = beamr:write(Wasm, 2056, <<"text", 0>>),
+      {ok, [#{at := undefined}, #{at := <<"text">>}]} =
+          beamr:read_structs(Wasm, 2048, Text, 2, [follow]),
+      {error, #{reason := missing_field, field := [y]} = Error} =
+          beamr:write_struct(Wasm, 1024, Point, #{x => 1}),
+      <<"the field y is missing">> = beamr:format_error(Error),
+      {ok, [3]} = beamr:call_struct(Wasm, <<"sum">>, [1, 2], undefined),
+      ok.
+
+  views(Wasm) ->
+      {ok, View} = beamr:view(Wasm, 1024, 16, [{memory, undefined}]),
+      ok = 'Elixir.Beamr.View':write_i32(View, 12, -1),
+      {ok, -1} = 'Elixir.Beamr.View':read_i32(View, 12),
+      {error, #{reason := out_of_view, pointer := 1024}} = 'Elixir.Beamr.View':read_i32(View, 13),
+      ok.
+
+  allocators(Wasm) ->
+      {ok, Bump} = beamr:bump_allocator(Wasm, #{base => 4096, limit => 8192}),
+      {ok, 4096} = beamr:alloc(Bump, 10),
+      {ok, 4112} = beamr:alloc(Bump, 10, #{align => 16, tag => undefined}),
+      {error, #{reason := overlap, other := #{kind := bump}}} =
+          beamr:stack_allocator(Wasm, [{base, 4096}]),
+      {ok, Stack} = beamr:stack_allocator(Wasm, [{base, 8192}, {size, 64}]),
+      ok = 'Elixir.Beamr.Allocator.Stack':mark(Stack),
+      {ok, #{active := 2}} = 'Elixir.Beamr.Allocator':stats(Bump),
+      ok = 'Elixir.Beamr.Allocator':close(Bump),
+      {ok, _Malloc} = beamr:malloc_allocator(Wasm),
+      ok.
+
   memory(Wasm) ->
       {ok, 65536} = beamr:size(Wasm),
       {ok, 65536} = beamr:size(Wasm, [{memory, undefined}]),
-      ok = beamr:write(Wasm, ["he", <<"llo">>, 0], 8),
-      ok = beamr:write(Wasm, "j", 8, #{memory => <<"memory">>}),
+      ok = beamr:write(Wasm, 8, ["he", <<"llo">>, 0]),
+      ok = beamr:write(Wasm, 8, "j", #{memory => <<"memory">>}),
       {ok, <<"jello">>} = beamr:read(Wasm, 8, 5),
       {ok, <<"jello">>} = beamr:read(Wasm, 8, 5, [{memory, <<"memory">>}]),
       {ok, <<"jello">>} = beamr:read_string(Wasm, 8),
@@ -66,6 +105,56 @@ defmodule Beamr.ErlangTest do
       true = is_integer(Other),
       {error, #{reason := out_of_bounds} = Error} = beamr:read(Wasm, 65536, 1),
       beamr:format_error(Error).
+
+  numbers(Wasm) ->
+      {ok, 1} = beamr:pages(Wasm),
+      {ok, 1} = beamr:grow(Wasm, 0),
+      true = beamr:is_valid_range(Wasm, 65536, 0),
+      false = beamr:is_valid_range(Wasm, 65536, 1, #{memory => <<"memory">>}),
+      ok = beamr:write_i8(Wasm, 0, -1),
+      {ok, 255} = beamr:read_u8(Wasm, 0),
+      ok = beamr:write_u16(Wasm, 0, 70000, [wrap]),
+      {ok, 4464} = beamr:read_i16(Wasm, 0),
+      ok = beamr:write_u32(Wasm, 0, -1, #{wrap => true, memory => undefined}),
+      {ok, -1} = beamr:read_i32(Wasm, 0),
+      {error, #{reason := value_out_of_range}} = beamr:write_i64(Wasm, 0, 1 bsl 63),
+      ok = beamr:write_u64(Wasm, 0, 1 bsl 63),
+      {ok, -9223372036854775808} = beamr:read_i64(Wasm, 0),
+      ok = beamr:write_f32(Wasm, 0, infinity),
+      {ok, infinity} = beamr:read_f32(Wasm, 0),
+      ok = beamr:write_f64(Wasm, 0, 1.5),
+      {ok, 1.5} = beamr:read_f64(Wasm, 0),
+      ok = beamr:write_array(Wasm, 0, u8, [1, 2]),
+      {ok, [1, 2]} = beamr:read_array(Wasm, 0, u8, 2),
+      {ok, <<1, 2>>} = beamr:read_array(Wasm, 0, u8, 2, #{as => binary}),
+      ok = beamr:write_many(Wasm, [{8, u8, 3}, {9, "four"}]),
+      {ok, [3, <<"four">>]} = beamr:read_many(Wasm, [{8, u8}, {9, 4}]),
+      ok.
+
+  blocks(Wasm) ->
+      {ok, 3} = beamr:write_utf8(Wasm, 0, <<"abc">>),
+      {ok, <<"abc">>} = beamr:read_utf8(Wasm, 0, 3, [{invalid, error}]),
+      ok = beamr:copy(Wasm, 3, 0, 3),
+      ok = beamr:copy(Wasm, 6, {Wasm, 0}, 3),
+      {ok, eq} = beamr:compare(Wasm, 0, 6, 3),
+      ok = beamr:fill(Wasm, 0, $x, 3),
+      {ok, gt} = beamr:compare(Wasm, 0, {Wasm, 6}, 3),
+      {ok, 3} = beamr:find(Wasm, 0, 9, <<"abc">>),
+      {ok, undefined} = beamr:find(Wasm, 0, 9, <<"abd">>),
+      {ok, <<"78 78 78 61">>} = beamr:hexdump(Wasm, 0, 4),
+      {ok, _} = beamr:hexdump(Wasm, 0, 4, #{format => canonical}),
+      ok.
+
+  ownership(Wasm) ->
+      {ok, <<"hi">>} = beamr:with_string(Wasm, "hi", fun(P) -> element(2, beamr:read_string(Wasm, P)) end),
+      {ok, {_, 2}} = beamr:with_bytes(Wasm, "hi", fun(P, L) -> {P, L} end),
+      {ok, 1} = beamr:with_alloc(Wasm, 8, fun(_) -> element(2, beamr:held_count(Wasm)) end),
+      {ok, 0} = beamr:with_alloc(Wasm, 8, #{allocator => {fun(8) -> {ok, 0} end, fun(0) -> ok end}}, fun(P) -> P end),
+      {ok, []} = beamr:held(Wasm),
+      {ok, Pointer} = beamr:malloc(Wasm, 5),
+      Self = self(),
+      {ok, [{Pointer, 5, Self}]} = beamr:held(Wasm),
+      ok.
 
   globals(Wasm) ->
       {ok, 7} = beamr:get_global(Wasm, <<"g">>),
@@ -196,6 +285,12 @@ defmodule Beamr.ErlangTest do
     wasm
   end
 
+  test "structs, views and allocators are reached", %{client: client} do
+    assert client.structs(wasm(client)) == :ok
+    assert client.views(wasm(client)) == :ok
+    assert client.allocators(wasm(client)) == :ok
+  end
+
   test "modules are compiled", %{client: client} do
     assert {:ok, %Beamr.Module{}} = client.compile(@guest)
     assert {:ok, %Beamr.Module{}} = client.compile(@guest, [:fuel])
@@ -228,6 +323,15 @@ defmodule Beamr.ErlangTest do
 
   test "memory is read and written", %{client: client} do
     assert client.memory(wasm(client)) =~ "outside the memory"
+  end
+
+  test "numbers, blocks of bytes and text", %{client: client} do
+    assert client.numbers(wasm(client)) == :ok
+    assert client.blocks(wasm(client)) == :ok
+  end
+
+  test "what is allocated is freed, or listed", %{client: client} do
+    assert client.ownership(wasm(client)) == :ok
   end
 
   test "globals are read and set", %{client: client} do

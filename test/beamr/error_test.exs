@@ -2,6 +2,7 @@ defmodule Beamr.ErrorTest do
   use Beamr.Case, async: true
 
   alias Beamr.{
+    AllocatorError,
     CallError,
     CompileError,
     ExportError,
@@ -9,6 +10,7 @@ defmodule Beamr.ErrorTest do
     LimitError,
     LinkError,
     MemoryError,
+    StructError,
     Trap
   }
 
@@ -211,9 +213,23 @@ defmodule Beamr.ErrorTest do
      ~S|the import "env" "i" must return a list of 2 values (i32, f64), returned: [1]|},
     {%MemoryError{reason: :out_of_bounds, offset: 65_534, length: 4, size: 65_536},
      "4 byte(s) at offset 65534 are outside the memory of 65536 bytes"},
+    {%MemoryError{reason: :out_of_view, offset: 14, length: 4, size: 16, pointer: 1024},
+     "4 byte(s) at offset 14 are outside the view of 16 bytes at 1024"},
+    {%MemoryError{reason: :unterminated, offset: 7, size: 16, pointer: 1024},
+     "no NUL ends the string at offset 7 of the view of 16 bytes at 1024"},
     {%MemoryError{reason: :unknown_memory, memory: "heap"}, ~S|the module has no memory "heap"|},
     {%MemoryError{reason: :unterminated, offset: 10, size: 65_536},
      "no NUL ends the string at offset 10 before the end of memory at 65536"},
+    {%MemoryError{reason: :value_out_of_range, type: :i8, given: 128, offset: 4, length: 1},
+     "i8 at offset 4 takes integers from -128 to 127, given: 128"},
+    {%MemoryError{reason: :value_out_of_range, type: :f32, given: 1.0e300, offset: 4},
+     "f32 at offset 4 takes finite numbers up to 3.4028235e38 in magnitude, given: 1.0e300"},
+    {%MemoryError{reason: :value_out_of_range, type: :f64, given: 1, offset: 4},
+     "f64 at offset 4 takes finite numbers up to 1.7976931348623157e308 in magnitude, given: 1"},
+    {%MemoryError{reason: :invalid_utf8, offset: 4}, "the byte at offset 4 is no UTF-8"},
+    {%MemoryError{reason: :cannot_grow, size: 65_536, length: 131_072},
+     "the memory of 65536 bytes cannot grow by 131072 bytes"},
+    {%MemoryError{reason: :timeout}, "waiting for the memory timed out"},
     {%MemoryError{reason: :malloc_failed, length: 6},
      "the guest's malloc has no room for 6 byte(s)"},
     {%MemoryError{reason: :closed}, "the instance is closed"},
@@ -236,7 +252,51 @@ defmodule Beamr.ErrorTest do
     {%ExportError{reason: :not_metered, kind: :fuel},
      "the module was not compiled with fuel: true"},
     {%ExportError{reason: :timeout, kind: :fuel}, "waiting for the fuel timed out"},
-    {%ExportError{reason: :closed, kind: :table, name: "t"}, "the instance is closed"}
+    {%ExportError{reason: :closed, kind: :table, name: "t"}, "the instance is closed"},
+    {%StructError{reason: :type, field: [:a, 2, :b], wanted: :u8, given: 1.5},
+     "the field a.2.b must be a u8 (an integer), given: 1.5"},
+    {%StructError{reason: :type, field: [:x], wanted: :f32, given: nil},
+     "the field x must be an f32 (a number, or one of the atoms nan, infinity and " <>
+       "neg_infinity), given: nil"},
+    {%StructError{reason: :type, field: [:b], wanted: :bool, given: 1},
+     "the field b must be true or false, given: 1"},
+    {%StructError{reason: :type, field: [:p], wanted: :ptr, given: ""},
+     ~S|the field p must be a pointer (an integer from 0 on), given: ""|},
+    {%StructError{reason: :type, field: [:e], wanted: {:enum, [:red, :blue]}, given: :pink},
+     "the field e must be an integer or one of :red, :blue, given: :pink"},
+    {%StructError{reason: :type, field: [:s], wanted: {:struct, [:x, :y]}, given: 7},
+     "the field s must be a map with :x, :y, given: 7"},
+    {%StructError{reason: :range, field: [:n], wanted: {:i8, {-128, 127}}, given: 128},
+     "the field n must be an i8 (from -128 to 127), given: 128"},
+    {%StructError{reason: :length, field: [:s], wanted: {:string, 4}, given: "four"},
+     ~S|the field s must be a string of fewer than 4 bytes, given: "four"|},
+    {%StructError{reason: :length, field: [:s], wanted: {:bytes, 4}, given: "4"},
+     ~S|the field s must be a binary of 4 bytes, given: "4"|},
+    {%StructError{reason: :length, field: [:a], wanted: {:array, :i32, 2}, given: [1]},
+     "the field a must be a list of 2 values, given: [1]"},
+    {%StructError{reason: :nul, field: [:s], wanted: {:string, 4}, given: "a\0"},
+     ~S|the field s has a NUL inside, where C would see its end: <<97, 0>>|},
+    {%StructError{reason: :missing_field, field: [:x], wanted: :f64}, "the field x is missing"},
+    {%StructError{reason: :unknown_field, field: [:x, :y]}, "the layout has no field x.y"},
+    {%StructError{reason: :overlap, field: [:u, :f], wanted: :i},
+     "the field u.f shares bytes with the field i: only one of them can be given"},
+    {%AllocatorError{reason: :size, size: 0}, "0 bytes cannot be allocated"},
+    {%AllocatorError{reason: :alignment, alignment: 3}, "the alignment 3 is no power of two"},
+    {%AllocatorError{reason: :overflow, size: 8, needed: 15, available: 7, base: 1024},
+     "the region at 1024 has 7 byte(s) left, needed: 15"},
+    {%AllocatorError{
+       reason: :overlap,
+       base: 16,
+       limit: 32,
+       other: %{kind: :bump, base: 0, limit: :infinity, owner: nil}
+     }, "the region from 16 to 31 overlaps that of a bump allocator, from 0 on, owned by nil"},
+    {%AllocatorError{reason: :uncovered, base: 1024, needed: 131_072, available: 65_536},
+     "the region at 1024 ends at 131072, the memory has 65536 bytes"},
+    {%AllocatorError{reason: :no_mark}, "there is no mark to go back to"},
+    {%AllocatorError{reason: :unknown_pointer, pointer: 8},
+     "nothing is allocated at 8 by this allocator"},
+    {%AllocatorError{reason: :timeout}, "waiting for the memory to grow timed out"},
+    {%AllocatorError{reason: :closed}, "the allocator is closed"}
   ]
 
   describe "message/1" do
@@ -249,7 +309,16 @@ defmodule Beamr.ErrorTest do
       end
     end
 
-    for module <- [CompileError, LinkError, CallError, MemoryError, LimitError, ExportError] do
+    for module <- [
+          CompileError,
+          LinkError,
+          CallError,
+          MemoryError,
+          LimitError,
+          ExportError,
+          StructError,
+          AllocatorError
+        ] do
       test "is tested for each reason that #{inspect(module)} may have" do
         tested =
           for {%{__struct__: unquote(module), reason: reason}, _message} <- @messages,

@@ -676,11 +676,11 @@ defmodule Beamr.ExportsTest do
 
     test "is written, and no other is" do
       wasm = memories()
-      assert Beamr.IO.write(wasm, <<42>>, 70_000, memory: "second") == :ok
+      assert Beamr.IO.write(wasm, 70_000, <<42>>, memory: "second") == :ok
       assert Beamr.call(wasm, "get", []) == {:ok, [42]}
 
       assert {:error, %MemoryError{reason: :out_of_bounds, size: 65_536, memory: "first"}} =
-               Beamr.IO.write(wasm, <<42>>, 70_000, memory: "first")
+               Beamr.IO.write(wasm, 70_000, <<42>>, memory: "first")
     end
 
     test "follows the memory as it grows" do
@@ -698,7 +698,7 @@ defmodule Beamr.ExportsTest do
               Beamr.IO.size(wasm, memory: name),
               Beamr.IO.read(wasm, 0, 1, memory: name),
               Beamr.IO.read_string(wasm, 0, 4096, memory: name),
-              Beamr.IO.write(wasm, "x", 0, memory: name)
+              Beamr.IO.write(wasm, 0, "x", memory: name)
             ] do
           assert {:error, %MemoryError{reason: :unknown_memory, memory: ^name} = error} = result
           assert Exception.message(error) =~ inspect(name)
@@ -718,7 +718,7 @@ defmodule Beamr.ExportsTest do
 
     test "works inside an import" do
       assert in_import(&memories/1, fn wasm ->
-               :ok = Beamr.IO.write(wasm, <<9>>, 70_000, memory: "second")
+               :ok = Beamr.IO.write(wasm, 70_000, <<9>>, memory: "second")
                [2] = Beamr.call!(wasm, "grow", [])
 
                {Beamr.call!(wasm, "get", []), Beamr.IO.size!(wasm, memory: "second"),

@@ -15,7 +15,7 @@ defmodule Beamr.FromErlangTest do
       {ok, Wasm} = 'Elixir.Beamr':instantiate(Module, [{imports, Imports}]),
 
       {ok, 65536} = 'Elixir.Beamr.IO':size(Wasm),
-      ok = 'Elixir.Beamr.IO':write(Wasm, [<<"he">>, $l | <<"lo">>], 16),
+      ok = 'Elixir.Beamr.IO':write(Wasm, 16, [<<"he">>, $l | <<"lo">>]),
       {ok, <<"hello">>} = 'Elixir.Beamr.IO':read(Wasm, 16, 5),
       {ok, <<"hello">>} = 'Elixir.Beamr.IO':read_string(Wasm, 16),
       {ok, <<"hello">>} = 'Elixir.Beamr.IO':read_string(Wasm, 16, 8),
@@ -40,7 +40,7 @@ defmodule Beamr.FromErlangTest do
       <<"the module exports no function \"nope\"">> = 'Elixir.Exception':message(Unknown),
       {'EXIT', {function_clause, _}} = (catch 'Elixir.Beamr.IO':read(Wasm, -1, 1)),
       {'EXIT', {#{'__struct__' := 'Elixir.ArgumentError'}, _}} =
-          (catch 'Elixir.Beamr.IO':write(Wasm, [foo], 0)),
+          (catch 'Elixir.Beamr.IO':write(Wasm, 0, [foo])),
 
       ok = 'Elixir.Beamr':close(Wasm),
       {error, #{reason := closed}} = 'Elixir.Beamr.IO':size(Wasm),

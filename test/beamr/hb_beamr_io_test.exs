@@ -41,14 +41,14 @@ defmodule Beamr.HbBeamrIOTest do
       assert_raise FunctionClauseError, fn -> Beamr.IO.read(wasm, offset, length) end
     end
 
-    assert_raise FunctionClauseError, fn -> Beamr.IO.write(wasm, "x", -1) end
+    assert_raise FunctionClauseError, fn -> Beamr.IO.write(wasm, -1, "x") end
 
     for huge <- [2 ** 31, 2 ** 32, 2 ** 40, 2 ** 63, 2 ** 64, 10 ** 30] do
       for result <- [
             Beamr.IO.read(wasm, huge, 1),
             Beamr.IO.read(wasm, 0, huge),
             Beamr.IO.read(wasm, huge, huge),
-            Beamr.IO.write(wasm, "x", huge),
+            Beamr.IO.write(wasm, huge, "x"),
             Beamr.IO.read_string(wasm, huge)
           ] do
         assert {:error, %MemoryError{reason: :out_of_bounds}} = result
@@ -191,7 +191,7 @@ defmodule Beamr.HbBeamrIOTest do
     kill(task.pid)
     assert Beamr.call(wasm, "f", []) == {:ok, [7]}
 
-    :ok = Beamr.IO.write(wasm, <<0::64>>, 0)
+    :ok = Beamr.IO.write(wasm, 0, <<0::64>>)
     task = start_endless(wasm)
     :ok = Beamr.close(wasm)
     assert {:error, %CallError{reason: :closed}} = Task.await(task)
@@ -210,7 +210,7 @@ defmodule Beamr.HbBeamrIOTest do
 
   test "string whose chunk crosses the end of memory" do
     wasm = memory()
-    :ok = Beamr.IO.write(wasm, "end\0", @page - 4)
+    :ok = Beamr.IO.write(wasm, @page - 4, "end\0")
 
     for chunk <- [1, 2, 3, 4, 5, 7, 8, 9, 4096, 2 ** 40] do
       assert Beamr.IO.read_string(wasm, @page - 4, chunk) == {:ok, "end"}
@@ -219,7 +219,7 @@ defmodule Beamr.HbBeamrIOTest do
 
   test "string with no NUL before the end of memory" do
     wasm = memory()
-    :ok = Beamr.IO.write(wasm, "the end", @page - 7)
+    :ok = Beamr.IO.write(wasm, @page - 7, "the end")
 
     for chunk <- [1, 6, 7, 8, 4096] do
       assert {:error, %MemoryError{reason: :unterminated, offset: 65_529, size: 65_536}} =
@@ -248,16 +248,16 @@ defmodule Beamr.HbBeamrIOTest do
 
     [old, fresh] = for _ <- 1..2, do: Beamr.instantiate!(module)
     {:ok, [1]} = Beamr.call(old, "grow", [40])
-    :ok = Beamr.IO.write(old, ["first", :binary.copy("x", 41 * @page - 9), "last"], 0)
+    :ok = Beamr.IO.write(old, 0, ["first", :binary.copy("x", 41 * @page - 9), "last"])
     snapshot = Beamr.IO.read!(old, 0, Beamr.IO.size!(old))
 
     assert {:error, %MemoryError{reason: :out_of_bounds, size: @page}} =
-             Beamr.IO.write(fresh, snapshot, 0)
+             Beamr.IO.write(fresh, 0, snapshot)
 
     assert Beamr.IO.read(fresh, 0, @page) == {:ok, <<0::size(@page)-unit(8)>>}
 
     {:ok, [1]} = Beamr.call(fresh, "grow", [40])
-    assert Beamr.IO.write(fresh, snapshot, 0) == :ok
+    assert Beamr.IO.write(fresh, 0, snapshot) == :ok
     assert Beamr.IO.read(fresh, 0, 41 * @page) == {:ok, snapshot}
   end
 
@@ -337,9 +337,9 @@ defmodule Beamr.HbBeamrIOLeakTest do
           {"read past the end", @times,
            fn -> {:error, _} = Beamr.IO.read(wasm, 65_000, 1024) end},
           {"a long read", 200, fn -> {:ok, _} = Beamr.IO.read(wasm, 0, 65_536) end},
-          {"write", @times, fn -> :ok = Beamr.IO.write(wasm, data, 2048) end},
+          {"write", @times, fn -> :ok = Beamr.IO.write(wasm, 2048, data) end},
           {"write past the end", @times,
-           fn -> {:error, _} = Beamr.IO.write(wasm, data, 65_500) end},
+           fn -> {:error, _} = Beamr.IO.write(wasm, 65_500, data) end},
           {"read_string", @times, fn -> {:ok, "string"} = Beamr.IO.read_string(wasm, 8) end},
           {"write_string", @times, fn -> {:ok, _} = Beamr.IO.write_string(wasm, data) end},
           {"free", @times, fn -> :ok = Beamr.IO.free(wasm, 8) end},

@@ -177,7 +177,7 @@ defmodule Beamr.InstanceTest do
 
     test "may call imports, which may reach the memory and call the guest" do
       i = fn wasm, n ->
-        :ok = Beamr.IO.write(wasm, "here", 100)
+        :ok = Beamr.IO.write(wasm, 100, "here")
         [sum] = Beamr.call!(wasm, "add", [n, 1])
         sum * 2
       end
@@ -333,7 +333,7 @@ defmodule Beamr.InstanceTest do
             "env" => %{
               "upcase" => fn wasm, offset, length ->
                 text = Beamr.IO.read!(wasm, offset, length)
-                Beamr.IO.write!(wasm, String.upcase(text), offset)
+                Beamr.IO.write!(wasm, offset, String.upcase(text))
               end
             }
           }
@@ -364,7 +364,7 @@ defmodule Beamr.InstanceTest do
                 send(test, {:before, Beamr.IO.size!(wasm)})
                 [] = Beamr.call!(wasm, "grow", [1000])
                 send(test, {:after, Beamr.IO.size!(wasm)})
-                Beamr.IO.write!(wasm, <<42>>, 6_553_600)
+                Beamr.IO.write!(wasm, 6_553_600, <<42>>)
               end
             }
           }
@@ -465,7 +465,7 @@ defmodule Beamr.InstanceTest do
     test "leaves what the guest and the import had written" do
       wasm =
         with_import(fn wasm, _n ->
-          Beamr.IO.write!(wasm, "kept", 0)
+          Beamr.IO.write!(wasm, 0, "kept")
           throw(:out)
         end)
 
@@ -785,7 +785,7 @@ defmodule Beamr.InstanceTest do
       wasm = Beamr.instantiate!(endless())
       start_endless(wasm)
       assert counter(wasm) < 2 ** 60
-      :ok = Beamr.IO.write(wasm, <<2 ** 60::little-64>>, 0)
+      :ok = Beamr.IO.write(wasm, 0, <<2 ** 60::little-64>>)
       assert counter(wasm) >= 2 ** 60
       eventually(fn -> counter(wasm) > 2 ** 60 end)
     end
@@ -799,7 +799,7 @@ defmodule Beamr.InstanceTest do
         await_waiting(next.pid)
         kill(task.pid)
         assert Task.await(next) == {:ok, [7]}
-        :ok = Beamr.IO.write(wasm, <<0::64>>, 0)
+        :ok = Beamr.IO.write(wasm, 0, <<0::64>>)
       end
     end
 

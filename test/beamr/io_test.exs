@@ -85,19 +85,19 @@ defmodule Beamr.IOTest do
 
     test "one memory under two names is one memory" do
       wasm = Beamr.instantiate!(~S|(module (memory (export "a") (export "memory") 1))|)
-      :ok = Beamr.IO.write(wasm, "x", 0)
+      :ok = Beamr.IO.write(wasm, 0, "x")
       assert Beamr.IO.read(wasm, 0, 1) == {:ok, "x"}
     end
 
     test "without one there is nothing to read or write" do
       wasm = Beamr.instantiate!("(module)")
       assert Beamr.IO.read(wasm, 0, 0) == {:ok, ""}
-      assert Beamr.IO.write(wasm, "", 0) == :ok
+      assert Beamr.IO.write(wasm, 0, "") == :ok
 
       for result <- [
             Beamr.IO.read(wasm, 0, 1),
             Beamr.IO.read(wasm, 1, 0),
-            Beamr.IO.write(wasm, "x", 0),
+            Beamr.IO.write(wasm, 0, "x"),
             Beamr.IO.read_string(wasm, 0)
           ] do
         assert {:error, %MemoryError{reason: :out_of_bounds, size: 0}} = result
@@ -109,7 +109,7 @@ defmodule Beamr.IOTest do
     setup do
       wasm = pages(1)
       bytes = for _ <- 1..256, byte <- 0..255, into: "", do: <<byte>>
-      :ok = Beamr.IO.write(wasm, bytes, 0)
+      :ok = Beamr.IO.write(wasm, 0, bytes)
       {:ok, wasm: wasm, bytes: bytes}
     end
 
@@ -160,7 +160,7 @@ defmodule Beamr.IOTest do
     test "what was read does not change when the memory does", %{wasm: wasm} do
       {:ok, small} = Beamr.IO.read(wasm, 0, 4)
       {:ok, large} = Beamr.IO.read(wasm, 0, @page)
-      :ok = Beamr.IO.write(wasm, :binary.copy("x", @page), 0)
+      :ok = Beamr.IO.write(wasm, 0, :binary.copy("x", @page))
       assert small == <<0, 1, 2, 3>>
       assert binary_part(large, 0, 4) == <<0, 1, 2, 3>>
     end
@@ -174,7 +174,7 @@ defmodule Beamr.IOTest do
   describe "write/3" do
     test "writes the bytes and no others" do
       wasm = pages(1)
-      assert Beamr.IO.write(wasm, "hello", 10) == :ok
+      assert Beamr.IO.write(wasm, 10, "hello") == :ok
       assert Beamr.IO.read(wasm, 9, 7) == {:ok, "\0hello\0"}
     end
 
@@ -185,19 +185,19 @@ defmodule Beamr.IOTest do
           (func (export "get") (result i32) (i32.load (i32.const 8))))
         """)
 
-      :ok = Beamr.IO.write(wasm, <<-5::little-32>>, 8)
+      :ok = Beamr.IO.write(wasm, 8, <<-5::little-32>>)
       assert Beamr.call(wasm, "get", []) == {:ok, [-5]}
     end
 
     test "up to the very end" do
       wasm = pages(1)
-      assert Beamr.IO.write(wasm, "end", @page - 3) == :ok
+      assert Beamr.IO.write(wasm, @page - 3, "end") == :ok
       assert Beamr.IO.read(wasm, @page - 3, 3) == {:ok, "end"}
     end
 
     test "past the end is an error that says all numbers, and writes nothing" do
       wasm = pages(1)
-      assert {:error, %MemoryError{} = error} = Beamr.IO.write(wasm, ["en", ?d], @page - 2)
+      assert {:error, %MemoryError{} = error} = Beamr.IO.write(wasm, @page - 2, ["en", ?d])
       assert %{reason: :out_of_bounds, offset: 65_534, length: 3, size: 65_536} = error
       assert Beamr.IO.read(wasm, @page - 2, 2) == {:ok, <<0, 0>>}
     end
@@ -207,13 +207,13 @@ defmodule Beamr.IOTest do
 
       for offset <- @huge, data <- ["", "x", []] do
         assert {:error, %MemoryError{reason: :out_of_bounds, offset: ^offset}} =
-                 Beamr.IO.write(wasm, data, offset)
+                 Beamr.IO.write(wasm, offset, data)
       end
     end
 
     test "nothing may be written up to the end of memory" do
       wasm = pages(1)
-      for data <- ["", [], ["", [[]]]], do: assert(Beamr.IO.write(wasm, data, @page) == :ok)
+      for data <- ["", [], ["", [[]]]], do: assert(Beamr.IO.write(wasm, @page, data) == :ok)
     end
 
     test "takes iodata of every shape" do
@@ -236,7 +236,7 @@ defmodule Beamr.IOTest do
       for {shape, data} <- shapes do
         wasm = pages(1)
         flat = IO.iodata_to_binary(data)
-        assert {shape, Beamr.IO.write(wasm, data, 7)} == {shape, :ok}
+        assert {shape, Beamr.IO.write(wasm, 7, data)} == {shape, :ok}
         assert Beamr.IO.read(wasm, 6, byte_size(flat) + 2) == {:ok, <<0, flat::binary, 0>>}
       end
     end
@@ -247,7 +247,7 @@ defmodule Beamr.IOTest do
       for_random_cases(200, fn ->
         data = random_iodata(4)
         flat = IO.iodata_to_binary(data)
-        assert Beamr.IO.write(wasm, data, 100) == :ok
+        assert Beamr.IO.write(wasm, 100, data) == :ok
         assert Beamr.IO.read(wasm, 100, byte_size(flat)) == {:ok, flat}
       end)
     end
@@ -268,7 +268,7 @@ defmodule Beamr.IOTest do
             [List.duplicate(0, 20_000), :bad]
           ] do
         message = "not iodata: #{inspect(data)}"
-        assert_raise ArgumentError, message, fn -> Beamr.IO.write(wasm, data, 0) end
+        assert_raise ArgumentError, message, fn -> Beamr.IO.write(wasm, 0, data) end
       end
 
       assert Beamr.IO.read(wasm, 0, 2) == {:ok, <<0, 0>>}
@@ -279,17 +279,28 @@ defmodule Beamr.IOTest do
 
       for number <- [-1, -256, 256, 257, 511, 2 ** 16, 2 ** 32, 2 ** 64, 10 ** 100, ?→] do
         for data <- [[number], ["ok", number], [[number] | "ok"]] do
-          assert_raise ArgumentError, fn -> Beamr.IO.write(wasm, data, 0) end
+          assert_raise ArgumentError, fn -> Beamr.IO.write(wasm, 0, data) end
         end
       end
 
       assert Beamr.IO.read(wasm, 0, 2) == {:ok, <<0, 0>>}
     end
 
+    test "takes the offset and the data in either order" do
+      wasm = pages(1)
+      :ok = Beamr.IO.write(wasm, 8, "one")
+      :ok = Beamr.IO.write(wasm, ["t", "wo"], 11, memory: "memory")
+      :ok = Beamr.IO.write!(wasm, "!", 14)
+      assert Beamr.IO.read(wasm, 8, 7) == {:ok, "onetwo!"}
+
+      assert {:error, %MemoryError{reason: :out_of_bounds, offset: @page, length: 3}} =
+               Beamr.IO.write(wasm, "end", @page)
+    end
+
     test "write!/3 answers :ok, or raises the error" do
       wasm = pages(1)
-      assert Beamr.IO.write!(wasm, "x", 0) == :ok
-      assert_raise MemoryError, fn -> Beamr.IO.write!(wasm, "x", @page) end
+      assert Beamr.IO.write!(wasm, 0, "x") == :ok
+      assert_raise MemoryError, fn -> Beamr.IO.write!(wasm, @page, "x") end
     end
   end
 
@@ -320,7 +331,7 @@ defmodule Beamr.IOTest do
   describe "read_string" do
     test "answers the bytes before the first NUL" do
       wasm = pages(1)
-      :ok = Beamr.IO.write(wasm, "one\0two\0", 100)
+      :ok = Beamr.IO.write(wasm, 100, "one\0two\0")
       assert Beamr.IO.read_string(wasm, 100) == {:ok, "one"}
       assert Beamr.IO.read_string(wasm, 101) == {:ok, "ne"}
       assert Beamr.IO.read_string(wasm, 103) == {:ok, ""}
@@ -330,7 +341,7 @@ defmodule Beamr.IOTest do
     test "whatever the bytes are" do
       wasm = pages(1)
       bytes = :binary.list_to_bin(Enum.to_list(1..255))
-      :ok = Beamr.IO.write(wasm, bytes, 0)
+      :ok = Beamr.IO.write(wasm, 0, bytes)
       assert Beamr.IO.read_string(wasm, 0) == {:ok, bytes}
     end
 
@@ -355,7 +366,7 @@ defmodule Beamr.IOTest do
 
         for length <- [0, 1, 2, 6, 7, 8, 9, 10, 15, 16, 17, 4094, 4095, 4096, 4097, 8192] do
           string = :binary.copy("s", length)
-          :ok = Beamr.IO.write(wasm, [string, 0, "behind"], 13)
+          :ok = Beamr.IO.write(wasm, 13, [string, 0, "behind"])
           assert Beamr.IO.read_string(wasm, 13, unquote(chunk)) == {:ok, string}
         end
       end
@@ -366,14 +377,14 @@ defmodule Beamr.IOTest do
         for length <- [0, 1, 6, 7, 8, 9, 4095, 4096, 5000] do
           string = :binary.copy("s", length)
           offset = @page - length - 1
-          :ok = Beamr.IO.write(wasm, [string, 0], offset)
+          :ok = Beamr.IO.write(wasm, offset, [string, 0])
           assert Beamr.IO.read_string(wasm, offset, unquote(chunk)) == {:ok, string}
         end
       end
 
       test "by chunks of #{chunk}: no NUL before the end of memory" do
         wasm = pages(1)
-        :ok = Beamr.IO.write(wasm, :binary.copy("s", 5000), @page - 5000)
+        :ok = Beamr.IO.write(wasm, @page - 5000, :binary.copy("s", 5000))
 
         for length <- [1, 6, 7, 8, 9, 4095, 4096, 5000] do
           offset = @page - length
@@ -396,7 +407,7 @@ defmodule Beamr.IOTest do
     test "of more than a MiB" do
       wasm = pages(64)
       string = :binary.copy("s", 2 * @mib + 5)
-      :ok = Beamr.IO.write(wasm, [string, 0], 3)
+      :ok = Beamr.IO.write(wasm, 3, [string, 0])
 
       for chunk <- [1, 4096, 2 ** 40],
           do: assert(Beamr.IO.read_string(wasm, 3, chunk) == {:ok, string})
@@ -404,13 +415,13 @@ defmodule Beamr.IOTest do
 
     test "of more than a MiB, without a NUL" do
       wasm = pages(32)
-      :ok = Beamr.IO.write(wasm, :binary.copy("s", 2 * @mib), 0)
+      :ok = Beamr.IO.write(wasm, 0, :binary.copy("s", 2 * @mib))
       assert {:error, %MemoryError{reason: :unterminated}} = Beamr.IO.read_string(wasm, 0)
     end
 
     test "read_string!/3 answers the string, or raises the error" do
       wasm = pages(1)
-      :ok = Beamr.IO.write(wasm, "str\0", 0)
+      :ok = Beamr.IO.write(wasm, 0, "str\0")
       assert Beamr.IO.read_string!(wasm, 0) == "str"
       assert Beamr.IO.read_string!(wasm, 0, 2) == "str"
       assert_raise MemoryError, fn -> Beamr.IO.read_string!(wasm, @page) end
@@ -423,7 +434,7 @@ defmodule Beamr.IOTest do
 
       for size <- [@mib - 1, @mib, @mib + 1, 3 * @mib + 7] do
         bytes = :rand.bytes(size)
-        assert Beamr.IO.write(wasm, bytes, 5) == :ok
+        assert Beamr.IO.write(wasm, 5, bytes) == :ok
         assert Beamr.IO.read(wasm, 5, size) == {:ok, bytes}
       end
     end
@@ -431,7 +442,7 @@ defmodule Beamr.IOTest do
     test "of a whole memory" do
       wasm = pages(64)
       bytes = :rand.bytes(64 * @page)
-      assert Beamr.IO.write(wasm, [bytes], 0) == :ok
+      assert Beamr.IO.write(wasm, 0, [bytes]) == :ok
       assert Beamr.IO.read(wasm, 0, 64 * @page) == {:ok, bytes}
     end
 
@@ -440,7 +451,7 @@ defmodule Beamr.IOTest do
       bytes = :binary.copy("x", 2 * @mib)
 
       assert {:error, %MemoryError{reason: :out_of_bounds, length: 2_097_152}} =
-               Beamr.IO.write(wasm, bytes, 1)
+               Beamr.IO.write(wasm, 1, bytes)
 
       assert Beamr.IO.read(wasm, 0, 2) == {:ok, <<0, 0>>}
       assert {:error, %MemoryError{}} = Beamr.IO.read(wasm, 1, 2 * @mib)
@@ -450,7 +461,7 @@ defmodule Beamr.IOTest do
       wasm = Beamr.instantiate!(String.replace(endless(), "\"memory\") 1", "\"memory\") 64"))
       start_endless(wasm)
       bytes = :rand.bytes(2 * @mib)
-      assert Beamr.IO.write(wasm, bytes, 8) == :ok
+      assert Beamr.IO.write(wasm, 8, bytes) == :ok
       assert Beamr.IO.read(wasm, 8, 2 * @mib) == {:ok, bytes}
     end
   end
@@ -474,7 +485,7 @@ defmodule Beamr.IOTest do
     end
 
     test "write_string/2 writes the string and a NUL, in room for both", %{wasm: wasm} do
-      :ok = Beamr.IO.write(wasm, :binary.copy("x", 100), 1000)
+      :ok = Beamr.IO.write(wasm, 1000, :binary.copy("x", 100))
       assert Beamr.IO.write_string(wasm, "hello") == {:ok, 1024}
       assert Beamr.IO.read(wasm, 1023, 8) == {:ok, "xhello\0x"}
       assert Beamr.IO.malloc(wasm, 1) == {:ok, 1030}
@@ -486,7 +497,7 @@ defmodule Beamr.IOTest do
     end
 
     test "write_string/2 of nothing writes a NUL", %{wasm: wasm} do
-      :ok = Beamr.IO.write(wasm, "xx", 1024)
+      :ok = Beamr.IO.write(wasm, 1024, "xx")
       assert Beamr.IO.write_string!(wasm, "") == 1024
       assert Beamr.IO.read(wasm, 1024, 2) == {:ok, "\0x"}
     end
@@ -695,7 +706,7 @@ defmodule Beamr.IOTest do
       wasm = holder()
       held = start_hold(wasm)
       assert Beamr.IO.size(wasm) == {:ok, @page}
-      assert Beamr.IO.write(wasm, "there", 0) == :ok
+      assert Beamr.IO.write(wasm, 0, "there") == :ok
       assert Beamr.IO.read(wasm, 0, 5) == {:ok, "there"}
       send(held.pid, :go_on)
       Task.await(held)
@@ -732,6 +743,7 @@ defmodule Beamr.IOTest do
     @functions [
       size: [],
       read: [0, 1],
+      write: [0, "x"],
       write: ["x", 0],
       read_string: [0],
       read_string: [0, 8],
@@ -750,7 +762,7 @@ defmodule Beamr.IOTest do
     end
 
     for {function, args} <- @functions do
-      test "#{function}/#{length(args) + 1} refuses what is no guest" do
+      test "#{function}(guest, #{inspect(args)}) refuses what is no guest" do
         others = [make_ref(), fn -> nil end, hd(Port.list()), Beamr.compile!("(module)")]
         for term <- @no_guests ++ others, do: refused(unquote(function), [term | unquote(args)])
       end
@@ -759,6 +771,7 @@ defmodule Beamr.IOTest do
     for {function, before, rest} <- [
           {:read, [], [1]},
           {:read, [0], []},
+          {:write, [], ["x"]},
           {:write, ["x"], []},
           {:read_string, [], []},
           {:read_string, [], [8]},
@@ -782,7 +795,10 @@ defmodule Beamr.IOTest do
     end
 
     test "write/3 refuses what is neither a binary nor a list" do
-      for term <- @no_iodata, do: refused(:write, [pages(1), term, 0])
+      for term <- @no_iodata do
+        refused(:write, [pages(1), 0, term])
+        refused(:write, [pages(1), term, 0])
+      end
     end
 
     test "write_string/2 refuses what is neither a binary nor a list" do
@@ -796,14 +812,14 @@ defmodule Beamr.IOTest do
         forged = %{wasm | ref: ref}
         assert_raise ArgumentError, fn -> Beamr.IO.size(forged) end
         assert_raise ArgumentError, fn -> Beamr.IO.read(forged, 0, 1) end
-        assert_raise ArgumentError, fn -> Beamr.IO.write(forged, "x", 0) end
+        assert_raise ArgumentError, fn -> Beamr.IO.write(forged, 0, "x") end
         assert_raise ArgumentError, fn -> Beamr.IO.read_string(forged, 0) end
         assert_raise ArgumentError, fn -> Beamr.IO.malloc(forged, 1) end
       end
     end
 
     for {function, args} <- @functions do
-      test "#{function}/#{length(args) + 1} exits where a pid or name stands for no guest" do
+      test "#{function}(guest, #{inspect(args)}) exits where a pid or name stands for no guest" do
         {dead, monitor} = spawn_monitor(fn -> :ok end)
         assert_receive {:DOWN, ^monitor, :process, ^dead, _reason}, 10_000
 
@@ -843,7 +859,7 @@ defmodule Beamr.IOTest do
       flat = IO.iodata_to_binary(data)
       length = byte_size(flat)
 
-      case Beamr.IO.write(wasm, data, offset) do
+      case Beamr.IO.write(wasm, offset, data) do
         :ok ->
           <<before::binary-size(offset), _::binary-size(length), rest::binary>> = model
           before <> flat <> rest
@@ -888,7 +904,7 @@ defmodule Beamr.IOTest do
     defp step(4, wasm, model, _offset) do
       data = :binary.copy("e", :rand.uniform(20))
       offset = @page - byte_size(data)
-      :ok = Beamr.IO.write(wasm, data, offset)
+      :ok = Beamr.IO.write(wasm, offset, data)
       binary_part(model, 0, offset) <> data
     end
   end

@@ -397,9 +397,9 @@ defmodule Beamr.ServerTest do
       interrupt: Beamr.interrupt(g),
       size: Beamr.IO.size(g),
       size!: Beamr.IO.size!(g, memory: "memory"),
-      write: Beamr.IO.write(g, ["he", "llo", 0], 8),
-      write!: Beamr.IO.write!(g, "j", 8, memory: "memory"),
-      write_error: Beamr.IO.write(g, "j", 65_536),
+      write: Beamr.IO.write(g, 8, ["he", "llo", 0]),
+      write!: Beamr.IO.write!(g, 8, "j", memory: "memory"),
+      write_error: Beamr.IO.write(g, 65_536, "j"),
       read: Beamr.IO.read(g, 8, 5),
       read!: Beamr.IO.read!(g, 8, 5, memory: "memory"),
       read_error: Beamr.IO.read(g, 65_536, 1),
@@ -446,7 +446,7 @@ defmodule Beamr.ServerTest do
       size: &Beamr.IO.size/1,
       read: &Beamr.IO.read(&1, 0, 1),
       read!: &Beamr.IO.read!(&1, 0, 1),
-      write: &Beamr.IO.write(&1, "a", 0),
+      write: &Beamr.IO.write(&1, 0, "a"),
       read_string: &Beamr.IO.read_string(&1, 0),
       write_string: &Beamr.IO.write_string(&1, "a"),
       malloc: &Beamr.IO.malloc(&1, 1),
@@ -527,7 +527,7 @@ defmodule Beamr.ServerTest do
       pid = start([])
       start_loop(pid)
       assert Beamr.IO.read(pid, 0, 4) == {:ok, <<1, 0, 0, 0>>}
-      assert Beamr.IO.write(pid, "hello", 16) == :ok
+      assert Beamr.IO.write(pid, 16, "hello") == :ok
       assert Beamr.IO.read_string(pid, 16) == {:ok, "hello"}
       assert Beamr.IO.size(pid) == {:ok, 65_536}
       assert {:message_queue_len, 0} = Process.info(pid, :message_queue_len)
@@ -660,7 +660,7 @@ defmodule Beamr.ServerTest do
 
       start_importer(
         fn _wasm, n ->
-          Beamr.IO.write!(name, <<n>>, 0)
+          Beamr.IO.write!(name, 0, <<n>>)
           :binary.first(Beamr.IO.read!(name, 0, 1)) + 1
         end,
         name: name
@@ -773,12 +773,12 @@ defmodule Beamr.ServerTest do
       pid = start(on_trap: :reset)
       Beamr.call(pid, "trap", [])
       assert Beamr.IO.read(pid, 0, 4) == {:ok, <<0, 0, 0, 0>>}
-      Beamr.IO.write!(pid, <<9, 0, 0, 0>>, 0)
+      Beamr.IO.write!(pid, 0, <<9, 0, 0, 0>>)
       assert Beamr.call(pid, "get", []) == {:ok, [9]}
     end
 
     test "init: as a function may reach the fresh memory by the server's pid" do
-      pid = start(on_trap: :reset, init: fn _wasm -> Beamr.IO.write(self(), <<5>>, 0) end)
+      pid = start(on_trap: :reset, init: fn _wasm -> Beamr.IO.write(self(), 0, <<5>>) end)
       Beamr.call(pid, "trap", [])
       assert Beamr.call(pid, "get", []) == {:ok, [5]}
     end
@@ -866,7 +866,7 @@ defmodule Beamr.ServerTest do
     test "does nothing on a timeout" do
       pid = start(on_trap: :reset)
       Beamr.call!(pid, "set", [50])
-      Beamr.IO.write!(pid, <<50>>, 100)
+      Beamr.IO.write!(pid, 100, <<50>>)
       Beamr.call(pid, "loop", [], timeout: 5)
       assert Beamr.IO.read(pid, 100, 1) == {:ok, <<50>>}
     end
@@ -1246,7 +1246,7 @@ defmodule Beamr.ServerTest do
     test "memory by name is the new server's after a restart" do
       name = unique_name()
       pid = start_supervised!({Server, module: @guest, name: name})
-      Beamr.IO.write!(name, "old", 0)
+      Beamr.IO.write!(name, 0, "old")
       kill_and_await_restart(name, pid)
       assert Beamr.IO.read(name, 0, 3) == {:ok, <<0, 0, 0>>}
     end

@@ -144,7 +144,7 @@ defmodule Beamr.SharingTest do
         for n <- 1..100 do
           Task.async(fn ->
             for round <- 1..10 do
-              :ok = Beamr.IO.write(wasm, <<n, round>>, 10_000 + 2 * n)
+              :ok = Beamr.IO.write(wasm, 10_000 + 2 * n, <<n, round>>)
               assert Beamr.IO.read(wasm, 10_000 + 2 * n, 2) == {:ok, <<n, round>>}
             end
           end)
@@ -170,7 +170,7 @@ defmodule Beamr.SharingTest do
     test "a write tells the guest to go on" do
       wasm = guest()
       loop = start_count(wasm)
-      :ok = Beamr.IO.write(wasm, <<1>>, 4096)
+      :ok = Beamr.IO.write(wasm, 4096, <<1>>)
       assert Task.await(loop) == {:ok, [1]}
     end
 
@@ -208,7 +208,7 @@ defmodule Beamr.SharingTest do
       loop = start_count(wasm)
       memory = Task.async(fn -> for _ <- 1..100, do: Beamr.IO.read!(wasm, 0, 8) end)
       assert length(Task.await(memory)) == 100
-      :ok = Beamr.IO.write(wasm, <<1>>, 4096)
+      :ok = Beamr.IO.write(wasm, 4096, <<1>>)
       assert_receive :in_import, 10_000
 
       asked =
@@ -230,7 +230,7 @@ defmodule Beamr.SharingTest do
 
       loop = start_count(wasm)
       asking = start_waiting(fn -> Instance.get_global(wasm, "next") end)
-      :ok = Beamr.IO.write(wasm, <<1>>, 4096)
+      :ok = Beamr.IO.write(wasm, 4096, <<1>>)
       assert_receive :in_import, 10_000
 
       # The import answers when the global is known: to wait for each other would be a deadlock.

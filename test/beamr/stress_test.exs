@@ -144,7 +144,7 @@ defmodule Beamr.StressTest do
     offset = worker * @slot
     data = :crypto.strong_rand_bytes(:rand.uniform(@slot))
 
-    with :ok <- Beamr.IO.write(wasm, data, offset) do
+    with :ok <- Beamr.IO.write(wasm, offset, data) do
       case Beamr.IO.read(wasm, offset, byte_size(data)) do
         {:ok, ^data} -> :ok
         {:error, %Beamr.MemoryError{reason: :closed}} -> :ok

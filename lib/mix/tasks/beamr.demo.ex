@@ -120,7 +120,7 @@ defmodule Mix.Tasks.Beamr.Demo do
 
   defp beside_guests(guests) do
     counters = Enum.map(guests, &Beamr.IO.malloc!(&1, 8))
-    Enum.zip_with(guests, counters, &Beamr.IO.write!(&1, <<0::64>>, &2))
+    Enum.zip_with(guests, counters, &Beamr.IO.write!(&1, &2, <<0::64>>))
 
     calls = Enum.zip_with(guests, counters, &spawn_monitor(fn -> spin(&1, &2) end))
     row("beside #{length(guests)} looping guests", latencies(300))

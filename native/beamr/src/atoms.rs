@@ -44,6 +44,13 @@ rustler::atoms! {
     // memory
     out_of_bounds,
     unterminated,
+    value_out_of_range,
+    wrap,
+    invalid_utf8,
+    at,
+    lt,
+    eq,
+    gt,
 
     // compilation
     text,
@@ -62,8 +69,14 @@ rustler::atoms! {
     neg_infinity,
 
     // types
+    i8,
+    u8,
+    i16,
+    u16,
     i32,
+    u32,
     i64,
+    u64,
     f32,
     f64,
     v128,
@@ -118,6 +131,7 @@ rustler::atoms! {
     table_get,
     table_set,
     table_grow,
+    memory_grow,
 
     // options
     fuel,

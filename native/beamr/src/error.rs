@@ -64,6 +64,7 @@ pub enum Fault {
         size: usize,
     },
     UnknownExport,
+    UnknownMemory,
     Immutable,
     Mismatch {
         wanted: Atom,
@@ -75,6 +76,13 @@ pub enum Fault {
         size: u64,
     },
     NotMetered,
+    ValueOutOfRange,
+    /// `at` counts from the beginning of the text.
+    InvalidUtf8 {
+        at: usize,
+    },
+    /// What is wrong with one of several, by its place from 0.
+    At(usize, Box<Fault>),
     /// A limit of the instance's own that instantiation would go over.
     Limit(Limit),
     Panicked,
@@ -142,11 +150,15 @@ fn reason<'a>(env: Env<'a>, fault: &Fault) -> Term<'a> {
         Fault::OutOfBounds { size } => (atoms::out_of_bounds(), size).encode(env),
         Fault::Unterminated { size } => (atoms::unterminated(), size).encode(env),
         Fault::UnknownExport => atoms::unknown_export().encode(env),
+        Fault::UnknownMemory => atoms::unknown_memory().encode(env),
         Fault::Immutable => atoms::immutable().encode(env),
         Fault::Mismatch { wanted } => (atoms::mismatch(), wanted).encode(env),
         Fault::IndexOutOfBounds { size } => (atoms::out_of_bounds(), size).encode(env),
         Fault::CannotGrow { size } => (atoms::cannot_grow(), size).encode(env),
         Fault::NotMetered => atoms::not_metered().encode(env),
+        Fault::ValueOutOfRange => atoms::value_out_of_range().encode(env),
+        Fault::InvalidUtf8 { at } => (atoms::invalid_utf8(), at).encode(env),
+        Fault::At(place, fault) => (atoms::at(), place, reason(env, fault)).encode(env),
         Fault::Limit(limit) => {
             (atoms::limit(), limit.atom(), limit.allowed, limit.wanted).encode(env)
         }

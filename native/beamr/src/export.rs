@@ -25,6 +25,8 @@ pub enum Operation {
     TableGet(Place, u64),
     TableSet(Place, u64, Value),
     TableGrow(Place, u64, Value),
+    /// By its place in [`crate::module::Compiled::memories`], and by how many pages.
+    MemoryGrow(usize, u64),
 }
 
 pub enum Product {
@@ -127,6 +129,19 @@ pub fn perform(reach: &mut impl Reach, operation: Operation) -> Result<Product, 
             let before = table.grow(&mut scope, delta, item);
             before.map(Product::Number).map_err(|_| Fault::CannotGrow { size })
         }
+        Operation::MemoryGrow(index, pages) => {
+            let mut store = reach.store();
+            let Some(memory) = store.data().memories.get(index).copied() else {
+                // A module that exports no memory has one of no pages that cannot grow.
+                return match pages {
+                    0 => Ok(Product::Number(0)),
+                    _ => Err(Fault::CannotGrow { size: 0 }),
+                };
+            };
+            let size = memory.data_size(&store) as u64;
+            let before = memory.grow(&mut store, pages);
+            before.map(Product::Number).map_err(|_| Fault::CannotGrow { size })
+        }
     }
 }
 
@@ -157,7 +172,7 @@ pub fn encode<'a>(env: Env<'a>, performed: Result<Product, Fault>) -> Term<'a> {
     }
 }
 
-/// What is asked of a global or table, or of the fuel. Values and indices are checked
+/// What is asked of a global, table or memory, or of the fuel. Values and indices are checked
 /// here, so that what is queued for can be done.
 fn operation<'a>(
     instance: &InstanceResource,
@@ -200,6 +215,10 @@ fn operation<'a>(
         table().and_then(|table| {
             Ok(Operation::TableGrow(table.place, number(), typed(&table.element)?))
         })
+    } else if verb == atoms::memory_grow() {
+        // A memory's name may be nil, for the default one, so it comes as the value.
+        let index = instance.memory_index(value).ok_or(Fault::UnknownMemory);
+        index.map(|index| Operation::MemoryGrow(index, number()))
     } else {
         return Err(rustler::Error::BadArg);
     })

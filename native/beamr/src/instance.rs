@@ -30,6 +30,7 @@ use crate::engine::{self, Slice};
 use crate::error::{self, Fault, Stop};
 use crate::exchange::{self, Asked, Errand, Exchange};
 use crate::export::{self, Operation, Reach};
+use crate::held::Held;
 use crate::import::{self, Given};
 use crate::memory::{self, View};
 use crate::module::{Compiled, ModuleResource};
@@ -65,6 +66,7 @@ pub struct InstanceResource {
     pub id: u64,
     pub module: Arc<Compiled>,
     pub exchange: Arc<Exchange>,
+    pub held: Held,
     max_depth: usize,
     in_flight: AtomicBool,
     /// Set for good by whoever closes the instance, who may have to wait for the lock: nobody is
@@ -207,6 +209,18 @@ impl State {
         }
     }
 
+    /// Where the memory at this place in [`Compiled::memories`] lies, as long as the lock is held.
+    pub fn view(&self, index: usize) -> Result<View, Fault> {
+        let view = match &self.holder {
+            Holder::Idle(store) => {
+                store.data().memories.get(index).map(|memory| View::of(memory, store))
+            }
+            Holder::Running(_) => self.exchange.with_views(|views| views.get(index).copied()),
+            Holder::Closed => return Err(Fault::Stop(Stop::Closed)),
+        };
+        Ok(view.unwrap_or(View::NONE))
+    }
+
     /// Gives the turn to whoever has waited longest and still lives; once the instance is
     /// closed, everyone may come and hear of it.
     fn pass_turn(&mut self, env: Env) {
@@ -231,7 +245,7 @@ impl InstanceResource {
         }
     }
 
-    fn is_closing(&self) -> bool {
+    pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
     }
 
@@ -756,6 +770,7 @@ fn make<'a>(
         id,
         module: compiled,
         exchange,
+        held: Held::default(),
         max_depth: options.max_depth,
         in_flight: AtomicBool::new(true),
         closing: AtomicBool::new(false),
@@ -786,6 +801,7 @@ fn close<'a>(env: Env<'a>, instance: &InstanceResource, wait: Wait) -> Term<'a> 
     let holder = std::mem::replace(&mut state.holder, Holder::Closed);
     state.pass_turn(env);
     instance.unlock(env, state);
+    instance.held.clear();
     free(holder);
     atoms::ok().encode(env)
 }

@@ -5,16 +5,20 @@
 mod artifact;
 mod atoms;
 mod bench;
+mod block;
 mod call;
 mod engine;
 mod error;
 mod exchange;
 mod export;
+mod held;
 mod import;
 mod instance;
 mod memory;
 mod module;
 mod store;
+mod typed;
+mod utf8;
 mod value;
 
 use rustler::{Env, Term};

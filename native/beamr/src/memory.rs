@@ -5,6 +5,7 @@
 //! and length that were captured at the suspension. Invariant: a [`View`] is used only under
 //! the instance's lock, while its guest is suspended, and dropped before the guest goes on.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use rustler::sys::{enif_alloc_binary, enif_release_binary};
@@ -17,12 +18,13 @@ use crate::instance::{InstanceResource, Wait};
 use crate::store::Host;
 
 /// Copies up to this many bytes take a normal scheduler about 100 µs at most.
-const LONG: usize = 1024 * 1024;
+pub const LONG: usize = 1024 * 1024;
 
-/// Iodata with more parts than this is written from a dirty scheduler.
-const MANY_PARTS: usize = 10_000;
+/// Lists of more elements than this, iodata among them, are gone through on a dirty scheduler.
+pub const MANY: usize = 10_000;
 
 /// Where a memory lies while its guest is suspended.
+#[derive(Clone, Copy)]
 pub struct View {
     base: *mut u8,
     size: usize,
@@ -35,6 +37,48 @@ unsafe impl Send for View {}
 impl View {
     pub fn of(memory: &Memory, store: &impl AsContext<Data = Host>) -> Self {
         View { base: memory.data_ptr(store), size: memory.data_size(store) }
+    }
+
+    /// What a module that exports no memory has.
+    pub const NONE: View = View { base: std::ptr::null_mut(), size: 0 };
+
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Copies as if by way of a buffer. The ranges, of the same length, are [`range`]s of the two.
+    pub fn copy_from(&self, target: Range<usize>, other: &View, source: Range<usize>) {
+        if target.is_empty() {
+            return;
+        }
+        assert!(target.end <= self.size && source.end <= other.size);
+        assert!(target.len() == source.len());
+        // SAFETY: both ranges lie in live memories of suspended guests (see `bytes`), whose locks
+        // the caller holds both. No reference is made of either, and `copy` allows an overlap, so
+        // the two may be one memory, under two names even.
+        unsafe {
+            std::ptr::copy(other.base.add(source.start), self.base.add(target.start), target.len());
+        }
+    }
+
+    /// Compares byte by byte; the ranges are as in [`View::copy_from`].
+    pub fn compare(
+        &self,
+        range: Range<usize>,
+        other: &View,
+        other_range: Range<usize>,
+    ) -> Ordering {
+        if range.is_empty() {
+            return Ordering::Equal;
+        }
+        assert!(range.end <= self.size && other_range.end <= other.size);
+        // SAFETY: as for `copy_from`; while the locks are held nobody writes to either.
+        unsafe {
+            let these = std::slice::from_raw_parts(self.base.add(range.start), range.len());
+            let those =
+                std::slice::from_raw_parts(other.base.add(other_range.start), other_range.len());
+            these.cmp(those)
+        }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -51,7 +95,7 @@ impl View {
 
 /// The range `offset..offset + length` if it lies inside a memory of `size` bytes. Numbers that
 /// do not fit 64 bits come as None.
-fn range(offset: Option<u64>, length: Option<u64>, size: usize) -> Result<Range<usize>, Fault> {
+pub fn range(offset: Option<u64>, length: Option<u64>, size: usize) -> Result<Range<usize>, Fault> {
     let out_of_bounds = Fault::OutOfBounds { size };
     let (Some(start), Some(length)) = (offset, length) else { return Err(out_of_bounds) };
     match start.checked_add(length) {
@@ -61,14 +105,14 @@ fn range(offset: Option<u64>, length: Option<u64>, size: usize) -> Result<Range<
 }
 
 /// Guards have made sure that it is a non-negative integer.
-fn unsigned(term: Term) -> Option<u64> {
+pub fn unsigned(term: Term) -> Option<u64> {
     term.decode().ok()
 }
 
 /// What a memory operation answers: a term, a fault, or that it wants a dirty scheduler.
-type Answer<'a> = Result<Term<'a>, Refusal>;
+pub type Answer<'a> = Result<Term<'a>, Refusal>;
 
-enum Refusal {
+pub enum Refusal {
     Fault(Fault),
     BadArgument,
     TooLong,
@@ -80,7 +124,7 @@ impl From<Fault> for Refusal {
     }
 }
 
-fn with_memory<'a>(
+pub fn with_memory<'a>(
     env: Env<'a>,
     instance: &InstanceResource,
     memory: Term,
@@ -96,6 +140,10 @@ fn with_memory<'a>(
         Err(fault) => Err(fault.into()),
     });
     instance.unlock(env, state);
+    finish(env, answer)
+}
+
+pub fn finish<'a>(env: Env<'a>, answer: Answer<'a>) -> Term<'a> {
     match answer {
         Ok(term) => term,
         Err(Refusal::Fault(fault)) => error::encode(env, &fault),
@@ -133,17 +181,26 @@ fn read<'a>(
 }
 
 fn to_binary<'a>(env: Env<'a>, bytes: &[u8]) -> Answer<'a> {
-    if bytes.len() <= LONG {
-        let mut binary = NewBinary::new(env, bytes.len());
-        binary.as_mut_slice().copy_from_slice(bytes);
-        return Ok((atoms::ok(), Term::from(binary)).encode(env));
+    let binary = new_binary(env, bytes.len(), |binary| binary.copy_from_slice(bytes))?;
+    Ok((atoms::ok(), binary).encode(env))
+}
+
+/// A binary of `length` bytes, which `fill` writes all of.
+pub fn new_binary<'a>(env: Env<'a>, length: usize, fill: impl FnOnce(&mut [u8])) -> Answer<'a> {
+    if length <= LONG {
+        let mut binary = NewBinary::new(env, length);
+        fill(binary.as_mut_slice());
+        return Ok(binary.into());
     }
-    let Some(mut binary) = try_alloc(bytes.len()) else {
-        let message = format!("no memory for a binary of {} bytes", bytes.len());
-        return Err(Fault::Wasm(wasmtime::Error::msg(message)).into());
+    let Some(mut binary) = try_alloc(length) else {
+        return Err(no_room(length).into());
     };
-    binary.as_mut_slice().copy_from_slice(bytes);
-    Ok((atoms::ok(), binary.release(env)).encode(env))
+    fill(binary.as_mut_slice());
+    Ok(binary.release(env).into())
+}
+
+pub fn no_room(length: usize) -> Fault {
+    Fault::Wasm(wasmtime::Error::msg(format!("no memory for a binary of {length} bytes")))
 }
 
 /// A large binary, or None where there is no memory for it (rustler's own constructors abort).
@@ -208,7 +265,7 @@ fn write<'a>(
     // The parts are found before the lock is taken, and the whole length is checked before the
     // first byte is written: a write is all or nothing.
     let terminated = atoms::true_() == terminated;
-    let limit = if wait == Wait::Briefly { MANY_PARTS } else { usize::MAX };
+    let limit = if wait == Wait::Briefly { MANY } else { usize::MAX };
     let parts = match Parts::of(data, limit) {
         Ok(parts) => parts,
         Err(Refusal::TooLong) => return atoms::dirty().encode(env),
@@ -230,9 +287,9 @@ fn write<'a>(
 }
 
 /// Iodata, taken apart without being copied.
-struct Parts<'a> {
+pub struct Parts<'a> {
     parts: Vec<Part<'a>>,
-    length: usize,
+    pub length: usize,
 }
 
 enum Part<'a> {
@@ -241,7 +298,7 @@ enum Part<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn of(data: Term<'a>, limit: usize) -> Result<Self, Refusal> {
+    pub fn of(data: Term<'a>, limit: usize) -> Result<Self, Refusal> {
         let mut this = Parts { parts: Vec::new(), length: 0 };
         if data.is_binary() {
             this.push(data, limit)?;
@@ -272,6 +329,10 @@ impl<'a> Parts<'a> {
         Ok(this)
     }
 
+    pub fn count(&self) -> usize {
+        self.parts.len()
+    }
+
     fn push(&mut self, term: Term<'a>, limit: usize) -> Result<(), Refusal> {
         let part = match term.decode::<i64>() {
             Ok(n) => Part::Byte(u8::try_from(n).map_err(|_| Refusal::BadArgument)?),
@@ -285,7 +346,7 @@ impl<'a> Parts<'a> {
         if self.parts.len() > limit { Err(Refusal::TooLong) } else { Ok(()) }
     }
 
-    fn copy_to(&self, target: &mut [u8]) {
+    pub fn copy_to(&self, target: &mut [u8]) {
         let mut rest = target;
         for part in &self.parts {
             let bytes = match part {
@@ -314,6 +375,8 @@ macro_rules! operation {
         }
     };
 }
+
+pub(crate) use operation;
 
 operation!(memory_size, memory_size_dirty, size(memory));
 operation!(memory_read, memory_read_dirty, read(memory, offset, length));

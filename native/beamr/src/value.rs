@@ -6,7 +6,7 @@
 //! and cross in one: term ⇄ [`Val`].
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use rustler::env::SavedTerm;
@@ -313,4 +313,129 @@ fn extern_value(store: impl AsContextMut, reference: Rooted<ExternRef>) -> Value
         Some(term) => Value::Extern(term.clone()),
         None => Value::Opaque,
     }
+}
+
+/// A number as it lies in memory: little-endian, anywhere.
+#[derive(Clone, Copy)]
+pub enum Number {
+    I8,
+    U8,
+    I16,
+    U16,
+    I32,
+    U32,
+    I64,
+    U64,
+    F32,
+    F64,
+}
+
+/// By name; atoms are the same for as long as the VM lives.
+static NUMBERS: LazyLock<[(Atom, Number); 10]> = LazyLock::new(|| {
+    [
+        (atoms::i32(), Number::I32),
+        (atoms::u32(), Number::U32),
+        (atoms::i64(), Number::I64),
+        (atoms::u64(), Number::U64),
+        (atoms::f32(), Number::F32),
+        (atoms::f64(), Number::F64),
+        (atoms::i8(), Number::I8),
+        (atoms::u8(), Number::U8),
+        (atoms::i16(), Number::I16),
+        (atoms::u16(), Number::U16),
+    ]
+});
+
+impl Number {
+    pub fn named(name: Term) -> Option<Number> {
+        NUMBERS.iter().find_map(|(known, number)| (*known == name).then_some(*number))
+    }
+
+    pub fn size(self) -> usize {
+        match self {
+            Number::I8 | Number::U8 => 1,
+            Number::I16 | Number::U16 => 2,
+            Number::I32 | Number::U32 | Number::F32 => 4,
+            Number::I64 | Number::U64 | Number::F64 => 8,
+        }
+    }
+
+    /// The first number of `bytes`, which there is.
+    pub fn load<'a>(self, env: Env<'a>, bytes: &[u8]) -> Term<'a> {
+        match self {
+            Number::I8 => i8::from_le_bytes(first(bytes)).encode(env),
+            Number::U8 => u8::from_le_bytes(first(bytes)).encode(env),
+            Number::I16 => i16::from_le_bytes(first(bytes)).encode(env),
+            Number::U16 => u16::from_le_bytes(first(bytes)).encode(env),
+            Number::I32 => i32::from_le_bytes(first(bytes)).encode(env),
+            Number::U32 => u32::from_le_bytes(first(bytes)).encode(env),
+            Number::I64 => i64::from_le_bytes(first(bytes)).encode(env),
+            Number::U64 => u64::from_le_bytes(first(bytes)).encode(env),
+            Number::F32 => encode_float(env, f64::from(f32::from_le_bytes(first(bytes)))),
+            Number::F64 => encode_float(env, f64::from_le_bytes(first(bytes))),
+        }
+    }
+
+    /// The list of all numbers of `bytes`.
+    pub fn load_all<'a>(self, env: Env<'a>, bytes: &[u8]) -> Term<'a> {
+        let numbers = bytes.rchunks_exact(self.size());
+        numbers.fold(Term::list_new_empty(env), |list, number| {
+            list.list_prepend(self.load(env, number))
+        })
+    }
+
+    /// The number's bytes, [`Number::size`] of them and then others. With `wrap`, integers are
+    /// taken modulo the number's range.
+    pub fn bytes(self, term: Term, wrap: bool) -> Result<[u8; 8], Mismatch> {
+        let (low, high) = match self {
+            Number::F32 => {
+                let Value::F32(x) = decode(term, &ValType::F32)? else {
+                    return Err(Mismatch::Type);
+                };
+                return Ok(u64::from(x.to_bits()).to_le_bytes());
+            }
+            Number::F64 => {
+                let (x, _) = decode_float(term, |n| n as f64, |x| x)?;
+                return Ok(x.to_le_bytes());
+            }
+            Number::U64 if !wrap => {
+                return match term.decode::<u64>() {
+                    Ok(n) => Ok(n.to_le_bytes()),
+                    Err(_) => Err(integer_mismatch(term)),
+                };
+            }
+            Number::I8 => (i64::from(i8::MIN), i64::from(i8::MAX)),
+            Number::U8 => (0, i64::from(u8::MAX)),
+            Number::I16 => (i64::from(i16::MIN), i64::from(i16::MAX)),
+            Number::U16 => (0, i64::from(u16::MAX)),
+            Number::I32 => (i64::from(i32::MIN), i64::from(i32::MAX)),
+            Number::U32 => (0, i64::from(u32::MAX)),
+            Number::I64 | Number::U64 => (i64::MIN, i64::MAX),
+        };
+        match term.decode::<i64>() {
+            Ok(n) if wrap || (low..=high).contains(&n) => Ok(n.to_le_bytes()),
+            Ok(_) => Err(Mismatch::Range),
+            Err(_) if wrap && term.is_integer() => Ok(low_bytes(term)),
+            Err(_) => Err(integer_mismatch(term)),
+        }
+    }
+}
+
+fn first<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut number = [0; N];
+    number.copy_from_slice(&bytes[..N]);
+    number
+}
+
+/// A big integer modulo 2^64, from its external form: a tag, the number of bytes in its size (one
+/// byte or four), the sign, and the bytes of its magnitude, lowest first.
+fn low_bytes(term: Term) -> [u8; 8] {
+    const VERSION: usize = 1;
+    const SMALL_BIG: u8 = 110;
+    let external = term.to_binary();
+    let sign = VERSION + if external[VERSION] == SMALL_BIG { 2 } else { 5 };
+    let magnitude = external[sign + 1..].iter().take(8);
+    let n = magnitude.rev().fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
+    let n = if external[sign] == 0 { n } else { n.wrapping_neg() };
+    n.to_le_bytes()
 }
