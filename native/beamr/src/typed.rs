@@ -126,26 +126,32 @@ fn write_array<'a>(
 fn packed(ty: Term, values: Term, wait: Wait) -> Result<Vec<u8>, Refusal> {
     let (number, wrap) = kind(ty)?;
     let mut bytes = Vec::new();
-    for (place, value) in elements(values, wait)?.into_iter().enumerate() {
+    each(values, wait, |place, value| {
         let value = number.bytes(value, wrap).map_err(Refusal::from).map_err(at(place))?;
         bytes.extend_from_slice(&value[..number.size()]);
-    }
+        Ok(())
+    })?;
     Ok(bytes)
 }
 
-/// The elements of a proper list; on a normal scheduler, of one that is not long.
-fn elements<'a>(list: Term<'a>, wait: Wait) -> Result<Vec<Term<'a>>, Refusal> {
-    let mut elements = Vec::new();
+/// Goes through a proper list; on a normal scheduler, through one that is not long.
+fn each<'a>(
+    list: Term<'a>,
+    wait: Wait,
+    mut f: impl FnMut(usize, Term<'a>) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
     let mut rest = list;
+    let mut place = 0;
     while !rest.is_empty_list() {
-        if wait == Wait::Briefly && elements.len() == MANY {
+        if wait == Wait::Briefly && place == MANY {
             return Err(Refusal::TooLong);
         }
         let (head, tail) = rest.list_get_cell().map_err(|_| Refusal::BadArgument)?;
-        elements.push(head);
+        f(place, head)?;
+        place += 1;
         rest = tail;
     }
-    Ok(elements)
+    Ok(())
 }
 
 /// What is wanted of one place: a number, or so many bytes.
@@ -200,18 +206,17 @@ fn read_many<'a>(
 }
 
 fn wanted(places: Term, wait: Wait) -> Result<Vec<(Option<u64>, Wanted)>, Refusal> {
-    elements(places, wait)?
-        .into_iter()
-        .map(|place| {
-            let (offset, what) =
-                place.decode::<(Term, Term)>().map_err(|_| Refusal::BadArgument)?;
-            let wanted = match what.is_atom() {
-                true => Wanted::Number(number(what)?),
-                false => Wanted::Bytes(natural(what)?),
-            };
-            Ok((natural(offset)?, wanted))
-        })
-        .collect()
+    let mut all = Vec::new();
+    each(places, wait, |_, place| {
+        let (offset, what) = place.decode::<(Term, Term)>().map_err(|_| Refusal::BadArgument)?;
+        let wanted = match what.is_atom() {
+            true => Wanted::Number(number(what)?),
+            false => Wanted::Bytes(natural(what)?),
+        };
+        all.push((natural(offset)?, wanted));
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// A non-negative integer in a place where no guard looks; None where it has more than 64 bits.
@@ -287,22 +292,22 @@ fn given<'a>(
 ) -> Result<Vec<(Option<u64>, Given<'a>)>, Refusal> {
     // What is left of the parts that a normal scheduler may go through, of all iodata together.
     let mut left = if wait == Wait::Briefly { MANY } else { usize::MAX };
-    elements(writes, wait)?
-        .into_iter()
-        .enumerate()
-        .map(|(place, write)| {
-            if let Ok((offset, data)) = write.decode::<(Term, Term)>() {
-                let parts = Parts::of(data, left)?;
-                left = left.saturating_sub(parts.count());
-                return Ok((natural(offset)?, Given::Bytes(parts)));
-            }
-            let write = write.decode::<(Term, Term, Term)>();
-            let (offset, ty, value) = write.map_err(|_| Refusal::BadArgument)?;
-            let number = number(ty)?;
-            let bytes = number.bytes(value, wrap).map_err(Refusal::from).map_err(at(place))?;
-            Ok((natural(offset)?, Given::Number(bytes, number.size())))
-        })
-        .collect()
+    let mut all = Vec::new();
+    each(writes, wait, |place, write| {
+        if let Ok((offset, data)) = write.decode::<(Term, Term)>() {
+            let parts = Parts::of(data, left)?;
+            left = left.saturating_sub(parts.count());
+            all.push((natural(offset)?, Given::Bytes(parts)));
+            return Ok(());
+        }
+        let write = write.decode::<(Term, Term, Term)>();
+        let (offset, ty, value) = write.map_err(|_| Refusal::BadArgument)?;
+        let number = number(ty)?;
+        let bytes = number.bytes(value, wrap).map_err(Refusal::from).map_err(at(place))?;
+        all.push((natural(offset)?, Given::Number(bytes, number.size())));
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 operation!(typed_read, typed_read_dirty, read(memory, offset, ty));

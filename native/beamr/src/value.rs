@@ -395,6 +395,9 @@ impl Number {
                 return Ok(u64::from(x.to_bits()).to_le_bytes());
             }
             Number::F64 => {
+                if let Ok(x) = term.decode::<f64>() {
+                    return Ok(x.to_le_bytes());
+                }
                 let (x, _) = decode_float(term, |n| n as f64, |x| x)?;
                 return Ok(x.to_le_bytes());
             }
