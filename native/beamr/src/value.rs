@@ -389,10 +389,10 @@ impl Number {
     pub fn bytes(self, term: Term, wrap: bool) -> Result<[u8; 8], Mismatch> {
         let (low, high) = match self {
             Number::F32 => {
-                let Value::F32(x) = decode(term, &ValType::F32)? else {
+                let Val::F32(bits) = decode_number(term, &ValType::F32)? else {
                     return Err(Mismatch::Type);
                 };
-                return Ok(u64::from(x.to_bits()).to_le_bytes());
+                return Ok(u64::from(bits).to_le_bytes());
             }
             Number::F64 => {
                 if let Ok(x) = term.decode::<f64>() {
