@@ -12,7 +12,7 @@ defmodule Beamr.Instance do
 
   import Beamr.Guest, only: [is_guest: 1]
 
-  alias Beamr.{Error, ExportError, Guest, ImportError, LinkError, Module, Native, Telemetry}
+  alias Beamr.{Error, ExportError, Guest, ImportError, LinkError, Module, Native, Telemetry, WASI}
 
   @enforce_keys [:ref, :module, :imports]
   defstruct [:ref, :module, :imports]
@@ -50,7 +50,8 @@ defmodule Beamr.Instance do
            max_depth: pos_integer(),
            max_memory: non_neg_integer() | nil,
            max_table_elements: non_neg_integer() | nil,
-           fuel: non_neg_integer() | nil
+           fuel: non_neg_integer() | nil,
+           wasi: map() | nil
          }
 
   @timeout 5_000
@@ -70,12 +71,13 @@ defmodule Beamr.Instance do
   end
 
   defp make(module, imports, options) do
-    with {:ok, functions} <- link(module, imports) do
+    with {:ok, functions} <- link(module, imports, options.wasi),
+         {:ok, granted} <- WASI.grant(options.wasi, functions) do
       timeout = within_outer(options.timeout)
 
       native_options =
         {milliseconds(timeout), options.max_depth, options.max_memory, options.max_table_elements,
-         options.fuel}
+         options.fuel, granted}
 
       {ref, step} =
         case Native.instance_start(module.ref, native_options) do
@@ -83,7 +85,8 @@ defmodule Beamr.Instance do
           started -> started
         end
 
-      instance = %__MODULE__{ref: ref, module: module, imports: functions}
+      imports = List.to_tuple(functions ++ WASI.streams(options.wasi))
+      instance = %__MODULE__{ref: ref, module: module, imports: imports}
 
       case drive(step, instance, options.scheduler, nil, deadline(timeout)) do
         {:ok, []} -> {:ok, instance}
@@ -93,30 +96,35 @@ defmodule Beamr.Instance do
   end
 
   # The functions of the imports, by the import's index; or every import that does not fit.
-  defp link(module, imports) do
-    linked = Enum.map(Module.imports(module), &link_one(&1, imports))
+  defp link(module, imports, wasi) do
+    linked = Enum.map(Module.imports(module), &link_one(&1, imports, wasi))
 
     case for({:problem, problem} <- linked, do: problem) do
-      [] -> {:ok, List.to_tuple(linked)}
+      [] -> {:ok, linked}
       problems -> {:error, %LinkError{imports: problems}}
     end
   end
 
-  defp link_one({module, name, {:function, %{params: params}} = type}, imports) do
+  defp link_one({module, name, {:function, %{params: params}} = type}, imports, wasi) do
     case given(imports, module, name) do
       {:ok, function} when is_function(function, length(params) + 1) -> {module, name, function}
       {:ok, {:list, function}} when is_function(function, 2) -> {module, name, {:list, function}}
       {:ok, value} -> problem(module, name, :type, type, value)
-      :error -> otherwise(imports, module, name, type)
+      :error when wasi == nil -> otherwise(imports, module, name, type)
+      :error -> link_wasi(WASI.signature(module, name), module, name, type, imports)
     end
   end
 
-  defp link_one({module, name, type}, imports) do
+  defp link_one({module, name, type}, imports, _wasi) do
     case given(imports, module, name) do
       {:ok, value} -> problem(module, name, :type, type, value)
       :error -> problem(module, name, :missing, type, nil)
     end
   end
+
+  defp link_wasi(nil, module, name, type, imports), do: otherwise(imports, module, name, type)
+  defp link_wasi(type, module, name, type, _imports), do: {module, name, :wasi}
+  defp link_wasi(wasi, module, name, type, _imports), do: problem(module, name, :type, type, wasi)
 
   defp given(imports, module, name) do
     case imports do
@@ -274,6 +282,12 @@ defmodule Beamr.Instance do
     ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client, deadline)
   end
 
+  # The guest waits for a clock or a file: it is woken by a message.
+  defp drive({:wait, wait}, %{ref: ref} = instance, scheduler, client, deadline) do
+    await_wake(ref, wait, client, deadline)
+    ref |> resume(:continue, nil, scheduler) |> drive(instance, scheduler, client, deadline)
+  end
+
   defp drive({:import, index, args}, %{ref: ref} = instance, scheduler, client, deadline) do
     {module, name, function} = elem(instance.imports, index)
 
@@ -301,6 +315,48 @@ defmodule Beamr.Instance do
         end
     end
   end
+
+  # Also comes back when the guest has to end, which it finds out for itself.
+  defp await_wake(ref, wait, nil, deadline) do
+    receive do
+      {:beamr_wake, ^wait} -> :ok
+    after
+      time_left(deadline) -> disarm(ref, wait)
+    end
+  end
+
+  defp await_wake(ref, wait, client, deadline) do
+    monitor = Process.monitor(client)
+
+    receive do
+      {:beamr_wake, ^wait} ->
+        :ok
+
+      {:DOWN, ^monitor, :process, _pid, _reason} ->
+        Native.instance_interrupt(ref)
+        disarm(ref, wait)
+    after
+      time_left(deadline) -> disarm(ref, wait)
+    end
+
+    Process.demonitor(monitor, [:flush])
+  end
+
+  # If the guest was woken at the last moment, the message is here or on its way.
+  defp disarm(ref, wait) do
+    unless Native.wasi_disarm(ref) do
+      receive do
+        {:beamr_wake, ^wait} -> :ok
+      after
+        1_000 -> :ok
+      end
+    end
+  end
+
+  defp time_left(:infinity), do: :infinity
+
+  # Rounded up, so that the guest's own deadline has passed too.
+  defp time_left(deadline), do: max(deadline - System.monotonic_time(:millisecond) + 1, 0)
 
   defp run_import(function, instance, args, deadline) do
     outer = Process.put(@deadline, deadline)

@@ -9,6 +9,7 @@ defmodule Beamr.Native do
 
   @type module_ref :: reference()
   @type instance_ref :: reference()
+  @type wasi_ref :: reference()
   @type reason :: term()
   @type import_index :: non_neg_integer()
   @type step ::
@@ -16,6 +17,7 @@ defmodule Beamr.Native do
           | {:error, reason()}
           | :yield
           | {:import, import_index(), [term()]}
+          | {:wait, reference()}
           | {:queue, reference()}
           | :dirty
 
@@ -48,10 +50,13 @@ defmodule Beamr.Native do
   @spec module_custom_sections(module_ref()) :: [{String.t(), non_neg_integer()}]
   def module_custom_sections(_module), do: unloaded()
 
-  @typedoc "Timeout, maximal depth, memory, table elements and fuel; nil is no limit."
+  @typedoc """
+  Timeout, maximal depth, memory, table elements and fuel, nil being no limit; and what is granted
+  of WASI, with the indices of the imports that are WASI's.
+  """
   @type instance_options ::
           {integer(), pos_integer(), non_neg_integer() | nil, non_neg_integer() | nil,
-           non_neg_integer() | nil}
+           non_neg_integer() | nil, {wasi_ref(), [import_index()]} | nil}
 
   @spec instance_start(module_ref(), instance_options()) :: {instance_ref(), step()} | :dirty
   def instance_start(_module, _options), do: unloaded()
@@ -129,6 +134,23 @@ defmodule Beamr.Native do
   @spec memory_write_dirty(instance_ref(), memory_name(), non_neg_integer(), iodata(), boolean()) ::
           :ok | {:error, reason()} | :badarg
   def memory_write_dirty(_instance, _memory, _offset, _data, _terminated), do: unloaded()
+
+  @spec wasi_new(tuple()) ::
+          {:ok, wasi_ref()} | {:error, {String.t() | nil, File.posix() | String.t()}}
+  def wasi_new(_options), do: unloaded()
+
+  @spec wasi_signature(String.t()) ::
+          {[Beamr.Module.value_type()], [Beamr.Module.value_type()]} | nil
+  def wasi_signature(_name), do: unloaded()
+
+  @spec wasi_take(instance_ref(), 1 | 2) :: binary()
+  def wasi_take(_instance, _stream), do: unloaded()
+
+  @spec wasi_feed(instance_ref(), binary()) :: :ok
+  def wasi_feed(_instance, _bytes), do: unloaded()
+
+  @spec wasi_disarm(instance_ref()) :: boolean()
+  def wasi_disarm(_instance), do: unloaded()
 
   @spec bench_noop() :: :ok
   def bench_noop, do: unloaded()

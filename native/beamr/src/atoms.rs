@@ -11,6 +11,8 @@ rustler::atoms! {
     dirty,
     queue,
     beamr_turn,
+    wait,
+    beamr_wake,
     badarg,
 
     // answers to a step
@@ -39,6 +41,7 @@ rustler::atoms! {
     limit,
     system,
     panicked,
+    exit,
 
     // memory
     out_of_bounds,
@@ -114,6 +117,11 @@ rustler::atoms! {
     table_get,
     table_set,
     table_grow,
+
+    // what the system says
+    enoent,
+    enotdir,
+    eacces,
 
     // options
     fuel,

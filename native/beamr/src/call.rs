@@ -7,12 +7,13 @@ use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
 use wasmtime::{AsContext, AsContextMut, Extern, Func, RootScope, Store, Val};
 
 use crate::atoms;
-use crate::error::{Fault, Stop};
+use crate::error::{Exit, Fault, Stop};
 use crate::export::Reach;
 use crate::instance::{InstanceResource, Wait, locked, timeout};
 use crate::module::ExportedFunction;
 use crate::store::{self, Host};
 use crate::value::{self, FuncHandle, FuncResource, Signature, Value};
+use crate::wasi;
 
 pub type Outcome = wasmtime::Result<Vec<Value>>;
 
@@ -129,10 +130,13 @@ pub async fn top_call(
     target: Target,
     args: Vec<Value>,
 ) -> (Store<Host>, Outcome) {
-    let outcome = match target.find(&mut store) {
+    let mut outcome = match target.find(&mut store) {
         Some(func) => run(&mut store, func, target.signature(), args).await,
         None => Err(Stop::Closed.into()),
     };
+    if store.data().wasi.is_some() {
+        outcome = wasi::finish(&mut store, outcome).await;
+    }
     (store, outcome)
 }
 
@@ -152,7 +156,11 @@ pub async fn run(
         .collect::<wasmtime::Result<Vec<Val>>>()?;
     let mut results = vec![Val::I32(0); signature.results.len()];
     store::new_slice(&mut scope);
-    func.call_async(&mut scope, &params, &mut results).await?;
+    if let Err(error) = func.call_async(&mut scope, &params, &mut results).await {
+        // A program that exits with 0 has come to its end, as one whose `_start` returns.
+        let ended = results.is_empty() && error.downcast_ref() == Some(&Exit(0));
+        return if ended { Ok(Vec::new()) } else { Err(error) };
+    }
     let owner = scope.as_context().data().id;
     Ok(results.iter().map(|val| value::from_val(&mut scope, val, owner)).collect())
 }

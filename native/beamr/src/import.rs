@@ -15,6 +15,7 @@ use crate::export;
 use crate::module::Compiled;
 use crate::store::{self, Host};
 use crate::value;
+use crate::wasi::{self, Function};
 
 type Hosted<'a> = Box<dyn Future<Output = wasmtime::Result<()>> + Send + 'a>;
 
@@ -26,7 +27,7 @@ pub fn function(
     move |caller, params, results| Box::new(run(caller, index, params, results))
 }
 
-async fn run(
+pub async fn run(
     mut caller: Caller<'_, Host>,
     index: usize,
     params: &[Val],
@@ -75,7 +76,7 @@ async fn run(
 
 /// Finds the memories by the caller, because a start function may call imports before the
 /// instance is known.
-fn find_memories(caller: &mut Caller<'_, Host>) {
+pub fn find_memories(caller: &mut Caller<'_, Host>) {
     let module = caller.data().module.clone();
     if caller.data().memories.len() != module.memories.len() {
         let exports = module.memories.iter();
@@ -94,7 +95,11 @@ pub fn externs(store: &mut Store<Host>, module: &Compiled) -> wasmtime::Result<V
         .imports()
         .enumerate()
         .map(|(index, import)| match import.ty() {
-            ExternType::Func(ty) => Ok(Func::new_async(&mut *store, ty, function(index)).into()),
+            ExternType::Func(ty) => Ok(match Function::of(import.module(), import.name()) {
+                Some(named) => Func::new_async(&mut *store, ty, wasi::function(index, named)),
+                None => Func::new_async(&mut *store, ty, function(index)),
+            }
+            .into()),
             _ => Err(wasmtime::Error::msg("only functions can be imported")),
         })
         .collect()

@@ -15,6 +15,7 @@ mod memory;
 mod module;
 mod store;
 mod value;
+mod wasi;
 
 use rustler::{Env, Term};
 

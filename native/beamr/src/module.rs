@@ -15,6 +15,7 @@ use wasmtime::{
 use crate::engine::{self, Options};
 use crate::store::Host;
 use crate::value::{self, Signature};
+use crate::wasi::{self, Function};
 use crate::{atoms, error, import};
 
 const HEAVY_IMAGE: usize = 4 * 1024 * 1024;
@@ -30,7 +31,8 @@ pub struct Compiled {
     pub tables: HashMap<Box<str>, ExportedTable>,
     /// Exported memories; the first is the one that is meant where none is named.
     pub memories: Vec<(Box<str>, ModuleExport)>,
-    /// Signatures of imported functions by import index; other kinds of import have none.
+    /// Signatures of imported functions by import index; other kinds of import have none. Behind
+    /// them come those of the standard streams, where anything is imported from WASI.
     pub imports: Vec<Option<Signature>>,
     pub pre: Option<InstancePre<Host>>,
     /// Name and size in bytes of each custom section.
@@ -93,8 +95,11 @@ impl Compiled {
                 ExternType::Tag(_) => {}
             }
         }
-        let imports =
+        let mut imports: Vec<_> =
             module.imports().map(|import| import.ty().func().map(Signature::new)).collect();
+        if module.imports().any(|import| import.module() == wasi::MODULE) {
+            imports.extend(vec![Some(Signature::empty()); wasi::STREAMS]);
+        }
         let pre = resolve_imports(&module)?;
         let custom_sections = custom_sections(binary);
         Ok(Compiled { module, functions, globals, tables, memories, imports, pre, custom_sections })
@@ -116,7 +121,12 @@ fn resolve_imports(module: &Module) -> wasmtime::Result<Option<InstancePre<Host>
                 seen.insert(name, ty.clone());
             }
         }
-        linker.func_new_async(name.0, name.1, ty, import::function(index))?;
+        match Function::of(name.0, name.1) {
+            Some(named) => {
+                linker.func_new_async(name.0, name.1, ty, wasi::function(index, named))?
+            }
+            None => linker.func_new_async(name.0, name.1, ty, import::function(index))?,
+        };
     }
     linker.instantiate_pre(module).map(Some)
 }

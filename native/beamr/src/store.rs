@@ -10,6 +10,7 @@ use crate::error::{Limit, LimitKind};
 use crate::exchange::Exchange;
 use crate::memory::View;
 use crate::module::Compiled;
+use crate::wasi::Wasi;
 
 /// Slices, in ticks. The first slice of a call holds a normal scheduler; it is a tick or two
 /// long, because a call can begin anywhere within a tick. Later slices are longer where they
@@ -28,13 +29,24 @@ pub struct Host {
     pub memories: Vec<Memory>,
     pub exchange: Arc<Exchange>,
     pub limits: Limits,
+    /// None where WASI was not granted.
+    pub wasi: Option<Box<Wasi>>,
     /// Whether the slice that is running has already given way once.
     yielded: bool,
 }
 
 impl Host {
     pub fn new(id: u64, module: Arc<Compiled>, exchange: Arc<Exchange>, limits: Limits) -> Self {
-        Host { id, module, instance: None, memories: Vec::new(), exchange, limits, yielded: false }
+        Host {
+            id,
+            module,
+            instance: None,
+            memories: Vec::new(),
+            exchange,
+            limits,
+            wasi: None,
+            yielded: false,
+        }
     }
 }
 

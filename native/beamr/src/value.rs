@@ -96,6 +96,10 @@ impl Signature {
     pub fn new(ty: &FuncType) -> Self {
         Signature { params: ty.params().collect(), results: ty.results().collect() }
     }
+
+    pub fn empty() -> Self {
+        Signature { params: Arc::new([]), results: Arc::new([]) }
+    }
 }
 
 /// The type's name: the specification's for numbers, vectors and the abstract reference types.

@@ -1,0 +1,943 @@
+//! WASI preview 1: what a guest is granted, and how it waits.
+//!
+//! The functions are wasmtime-wasi's. They are called from here, and not through its own linker
+//! glue, for three reasons: which imports are WASI's is decided for each instance; the memory
+//! stays readable while a guest waits in one of them; and standard input and output run in the
+//! process that made the call, as imports do.
+//!
+//! The streams only fill and empty buffers. What is to be delivered, or wanted, is asked of the
+//! driving process once no future of wasmtime-wasi is alive: by three imports that stand behind
+//! the module's own, one for each stream.
+//!
+//! A guest that waits (for a clock or a file) holds no thread: its call answers `{:wait, ref}`,
+//! and its waker sends `{:beamr_wake, ref}`. Invariant: whoever takes the pid out of the alarm
+//! sends the message, under the alarm's lock; so who disarms it knows whether one was sent.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rustler::{
+    Atom, Binary, Decoder, Encoder, Env, LocalPid, NewBinary, NifResult, OwnedEnv, Resource,
+    ResourceArc, Term,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::{Handle, Runtime};
+use wasmtime::{AsContextMut, Caller, Extern, Store, Val, ValType};
+use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::p1::wasi_snapshot_preview1::{self as p1, WasiSnapshotPreview1};
+use wasmtime_wasi::p2::pipe::{ClosedInputStream, SinkOutputStream};
+use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
+use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, WasiCtxBuilder, async_trait};
+use wiggle::{GuestMemory, GuestPtr};
+
+use crate::call::{self, Outcome};
+use crate::error::{self, Exit, Stop};
+use crate::exchange::{Asked, Errand};
+use crate::export::{self, Reach};
+use crate::instance::InstanceResource;
+use crate::memory::View;
+use crate::store::{self, Host};
+use crate::value::{self, HeldTerm};
+use crate::{atoms, import};
+
+pub const MODULE: &str = "wasi_snapshot_preview1";
+
+/// The streams, by their file descriptors.
+pub const STREAMS: usize = 3;
+const STDIN: usize = 0;
+const STDOUT: usize = 1;
+const STDERR: usize = 2;
+
+/// How many bytes one WASI call may have the host copy.
+const MAX_COPY: usize = 128 * 1024 * 1024;
+
+/// WASI calls that copy more than this go to a dirty scheduler first.
+const LONG_COPY: u32 = 256 * 1024;
+
+/// Files are read and written on threads of this pool, so that a slow disk holds no scheduler.
+/// They are started when they are needed, and end when they are not.
+const FILE_THREADS: usize = 32;
+
+const SUCCESS: i32 = 0;
+const FAULT: i32 = 21;
+
+macro_rules! functions {
+    ($($name:ident($($param:ident),*) $kind:ident;)*) => {
+        /// The functions of WASI preview 1.
+        #[derive(Clone, Copy, PartialEq, Eq)]
+        #[allow(non_camel_case_types)]
+        pub enum Function { $($name),* }
+
+        impl Function {
+            fn named(name: &str) -> Option<Self> {
+                match name {
+                    $(stringify!($name) => Some(Function::$name),)*
+                    _ => None,
+                }
+            }
+
+            fn params(self) -> &'static [ValType] {
+                match self {
+                    $(Function::$name => &[$(functions!(@type $param)),*],)*
+                }
+            }
+
+            /// Whether the guest may have to wait in it.
+            fn may_wait(self) -> bool {
+                match self {
+                    $(Function::$name => functions!(@waits $kind),)*
+                }
+            }
+
+            async fn call(
+                self,
+                wasi: &mut WasiP1Ctx,
+                memory: &mut GuestMemory<'_>,
+                args: &[Val],
+            ) -> wasmtime::Result<i32> {
+                #[allow(unused)]
+                let mut args = args.iter();
+                match self {
+                    $(Function::$name =>
+                        functions!(@call $kind $name wasi memory args $($param)*),)*
+                }
+            }
+        }
+    };
+    (@type i32) => { ValType::I32 };
+    (@type i64) => { ValType::I64 };
+    (@waits now) => { false };
+    (@waits exit) => { false };
+    (@waits later) => { true };
+    (@call now $name:ident $wasi:ident $memory:ident $args:ident $($param:ident)*) => {
+        p1::$name($wasi, $memory $(, $param($args.next()))*)
+    };
+    (@call later $name:ident $wasi:ident $memory:ident $args:ident $($param:ident)*) => {
+        p1::$name($wasi, $memory $(, $param($args.next()))*).await
+    };
+    // wasmtime-wasi refuses codes above 125.
+    (@call exit $name:ident $wasi:ident $memory:ident $args:ident $param:ident) => {
+        Err(Exit($param($args.next()) as u32).into())
+    };
+}
+
+functions! {
+    args_get(i32, i32) now;
+    args_sizes_get(i32, i32) now;
+    clock_res_get(i32, i32) now;
+    clock_time_get(i32, i64, i32) now;
+    environ_get(i32, i32) now;
+    environ_sizes_get(i32, i32) now;
+    fd_advise(i32, i64, i64, i32) later;
+    fd_allocate(i32, i64, i64) now;
+    fd_close(i32) later;
+    fd_datasync(i32) later;
+    fd_fdstat_get(i32, i32) later;
+    fd_fdstat_set_flags(i32, i32) now;
+    fd_fdstat_set_rights(i32, i64, i64) now;
+    fd_filestat_get(i32, i32) later;
+    fd_filestat_set_size(i32, i64) later;
+    fd_filestat_set_times(i32, i64, i64, i32) later;
+    fd_pread(i32, i32, i32, i64, i32) later;
+    fd_prestat_dir_name(i32, i32, i32) now;
+    fd_prestat_get(i32, i32) now;
+    fd_pwrite(i32, i32, i32, i64, i32) later;
+    fd_read(i32, i32, i32, i32) later;
+    fd_readdir(i32, i32, i32, i64, i32) later;
+    fd_renumber(i32, i32) later;
+    fd_seek(i32, i64, i32, i32) later;
+    fd_sync(i32) later;
+    fd_tell(i32, i32) now;
+    fd_write(i32, i32, i32, i32) later;
+    path_create_directory(i32, i32, i32) later;
+    path_filestat_get(i32, i32, i32, i32, i32) later;
+    path_filestat_set_times(i32, i32, i32, i32, i64, i64, i32) later;
+    path_link(i32, i32, i32, i32, i32, i32, i32) later;
+    path_open(i32, i32, i32, i32, i32, i64, i64, i32, i32) later;
+    path_readlink(i32, i32, i32, i32, i32, i32) later;
+    path_remove_directory(i32, i32, i32) later;
+    path_rename(i32, i32, i32, i32, i32, i32) later;
+    path_symlink(i32, i32, i32, i32, i32) later;
+    path_unlink_file(i32, i32, i32) later;
+    poll_oneoff(i32, i32, i32, i32) later;
+    proc_exit(i32) exit;
+    proc_raise(i32) now;
+    random_get(i32, i32) now;
+    sched_yield() now;
+    sock_accept(i32, i32, i32) now;
+    sock_recv(i32, i32, i32, i32, i32, i32) now;
+    sock_send(i32, i32, i32, i32, i32) now;
+    sock_shutdown(i32, i32) now;
+}
+
+/// Linking has made sure that the arguments are of their types.
+fn i32(arg: Option<&Val>) -> i32 {
+    arg.and_then(Val::i32).unwrap_or_default()
+}
+
+fn i64(arg: Option<&Val>) -> i64 {
+    arg.and_then(Val::i64).unwrap_or_default()
+}
+
+impl Function {
+    pub fn of(module: &str, name: &str) -> Option<Self> {
+        (module == MODULE).then(|| Function::named(name))?
+    }
+
+    /// How many bytes it copies at once, as far as that is up to the guest.
+    fn copies(self, memory: &GuestMemory<'_>, args: &[Val]) -> u32 {
+        let arg = |at| i32(args.get(at)) as u32;
+        match self {
+            Function::random_get => arg(1),
+            Function::fd_readdir | Function::path_readlink => arg(2),
+            Function::fd_read | Function::fd_pread | Function::fd_write | Function::fd_pwrite => {
+                first_length(memory, arg(1), arg(2).min(1024))
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// The length of the first vector that is not empty: wasmtime-wasi looks no further.
+fn first_length(memory: &GuestMemory<'_>, vectors: u32, count: u32) -> u32 {
+    let length = |n: u32| {
+        let at = vectors.checked_add(n.checked_mul(8)?)?.checked_add(4)?;
+        memory.read(GuestPtr::<u32>::new(at)).ok()
+    };
+    (0..count).filter_map(length).find(|length| *length > 0).unwrap_or(0)
+}
+
+/// What a store has of WASI.
+pub struct Wasi {
+    ctx: WasiP1Ctx,
+    stdio: Arc<Stdio>,
+    random: Option<SplitMix>,
+    /// By import index: whether it is WASI's.
+    provided: Vec<bool>,
+}
+
+impl Wasi {
+    fn provides(&self, index: usize) -> bool {
+        self.provided.get(index).copied().unwrap_or(false)
+    }
+}
+
+type Hosted<'a> = Box<dyn Future<Output = wasmtime::Result<()>> + Send + 'a>;
+
+/// The host function behind the import with this index: WASI's where the instance was granted
+/// it, and the user's own otherwise.
+pub fn function(
+    index: usize,
+    function: Function,
+) -> impl for<'a> Fn(Caller<'a, Host>, &'a [Val], &'a mut [Val]) -> Hosted<'a> + Send + Sync + 'static
+{
+    move |caller, params, results| {
+        let provided = caller.data().wasi.as_ref().is_some_and(|wasi| wasi.provides(index));
+        match provided {
+            true => Box::new(run(caller, function, params, results)),
+            false => Box::new(import::run(caller, index, params, results)),
+        }
+    }
+}
+
+async fn run(
+    mut caller: Caller<'_, Host>,
+    function: Function,
+    params: &[Val],
+    results: &mut [Val],
+) -> wasmtime::Result<()> {
+    import::find_memories(&mut caller);
+    if function.may_wait() {
+        store::capture(&mut caller);
+    }
+    let mut long = false;
+    let errno = loop {
+        match perform(&mut caller, function, params, &mut long).await? {
+            Performed::Done(errno) => break errno,
+            Performed::WantsInput => ask(&mut caller, STDIN).await?,
+        }
+    };
+    deliver(&mut caller).await?;
+    if let Some(slot) = results.first_mut() {
+        *slot = Val::I32(errno);
+    }
+    Ok(())
+}
+
+enum Performed {
+    Done(i32),
+    /// Nothing has happened but that standard input was found empty.
+    WantsInput,
+}
+
+/// Calls a function of wasmtime-wasi. `long` is whether the call is known to be on a scheduler
+/// that it may hold up.
+async fn perform(
+    caller: &mut Caller<'_, Host>,
+    function: Function,
+    params: &[Val],
+    long: &mut bool,
+) -> wasmtime::Result<Performed> {
+    let exchange = caller.data().exchange.clone();
+    let view = view(caller);
+    let mut memory = GuestMemory::Shared(view.cells());
+    if !*long && function.copies(&memory, params) > LONG_COPY {
+        *long = true;
+        give_way().await;
+    }
+    let Some(wasi) = caller.data_mut().wasi.as_mut() else {
+        return Err(Stop::Closed.into());
+    };
+    if let (Function::random_get, Some(random)) = (function, &mut wasi.random) {
+        return Ok(Performed::Done(random.fill(&mut memory, params)));
+    }
+    let stdio = wasi.stdio.clone();
+    wasi.ctx.set_hostcall_fuel(MAX_COPY);
+    let mut waited = false;
+    let done = {
+        let mut future = pin!(function.call(&mut wasi.ctx, &mut memory, params));
+        poll_fn(|context| {
+            if let Some(stop) = exchange.stop() {
+                return Poll::Ready(Err(stop.into()));
+            }
+            match future.as_mut().poll(context) {
+                Poll::Ready(errno) => Poll::Ready(errno.map(Performed::Done)),
+                Poll::Pending if stdio.wants_input() => Poll::Ready(Ok(Performed::WantsInput)),
+                Poll::Pending => {
+                    waited = true;
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    };
+    if waited {
+        store::new_slice(&mut *caller);
+    }
+    done
+}
+
+/// Ends the slice: a long call goes on on a dirty scheduler.
+async fn give_way() {
+    let mut given = false;
+    poll_fn(|context| match std::mem::replace(&mut given, true) {
+        true => Poll::Ready(()),
+        false => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+/// The memory that WASI means: the one that is exported as "memory".
+fn view(caller: &Caller<'_, Host>) -> View {
+    let host = caller.data();
+    match (host.module.memories.first(), host.memories.first()) {
+        (Some((name, _)), Some(memory)) if &**name == "memory" => View::of(memory, caller),
+        _ => View::empty(),
+    }
+}
+
+/// Has the driving process take what the guest has written.
+async fn deliver(store: &mut (impl Reach + AsContextMut<Data = Host>)) -> wasmtime::Result<()> {
+    for stream in [STDOUT, STDERR] {
+        let waiting = store
+            .as_context_mut()
+            .data()
+            .wasi
+            .as_ref()
+            .is_some_and(|wasi| wasi.stdio.has_output(stream));
+        if waiting {
+            ask(store, stream).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends a call: delivers what was kept back in case more of a character followed.
+pub async fn finish(store: &mut Store<Host>, outcome: Outcome) -> Outcome {
+    if let Some(wasi) = &store.data().wasi {
+        if wasi.stdio.is_empty() {
+            return outcome;
+        }
+        wasi.stdio.end();
+    }
+    deliver(store).await.and(outcome)
+}
+
+/// Calls the function that a module without a `_start` has for its constructors.
+pub async fn initialize(store: &mut Store<Host>) -> Outcome {
+    let module = store.data().module.clone();
+    let Some(function) = module.functions.get("_initialize") else { return Ok(Vec::new()) };
+    match store.export(&function.export).and_then(Extern::into_func) {
+        Some(func) if function.signature.params.is_empty() => {
+            call::run(&mut *store, func, &function.signature, Vec::new()).await
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Has the driving process run the import behind a stream, and does what it hands in meanwhile.
+async fn ask(
+    store: &mut (impl Reach + AsContextMut<Data = Host>),
+    stream: usize,
+) -> wasmtime::Result<()> {
+    let (exchange, index) = {
+        let context = store.as_context_mut();
+        let host = context.data();
+        (host.exchange.clone(), host.module.imports.len() - STREAMS + stream)
+    };
+    if let Some(stop) = exchange.stop() {
+        return Err(stop.into());
+    }
+    store::capture(&mut *store);
+    exchange.post(Asked::Import { index, args: Vec::new() });
+    loop {
+        match exchange.errand().await {
+            Errand::Return(_) => {
+                if let Some(stop) = exchange.stop() {
+                    return Err(stop.into());
+                }
+                store::new_slice(&mut *store);
+                return Ok(());
+            }
+            Errand::Stop(stop) => return Err(stop.into()),
+            Errand::Call { target, args } => {
+                let outcome = match target.find(store) {
+                    Some(func) => call::run(&mut *store, func, target.signature(), args).await,
+                    None => Err(wasmtime::Error::from(Stop::Closed)),
+                };
+                store::capture(&mut *store);
+                exchange.post(Asked::Called(outcome));
+            }
+            Errand::Perform(operation) => {
+                let performed = export::perform(store, operation);
+                store::capture(&mut *store);
+                exchange.post(Asked::Performed(performed));
+            }
+        }
+    }
+}
+
+/// The buffers between a guest's standard streams and the driving process.
+pub struct Stdio {
+    input: Mutex<Input>,
+    outputs: [Mutex<Output>; 2],
+    terminal: bool,
+}
+
+struct Input {
+    bytes: Bytes,
+    ended: bool,
+    /// The guest has found it empty.
+    wanted: bool,
+}
+
+struct Output {
+    bytes: Vec<u8>,
+    sink: Sink,
+    /// What is there is all that there will be.
+    ending: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Sink {
+    Nowhere,
+    /// Delivered as it comes, but for characters that are not complete yet.
+    Text,
+    /// Delivered as it comes.
+    Bytes,
+    /// Kept, up to this many bytes.
+    Kept(usize),
+}
+
+impl Stdio {
+    fn output(&self, stream: usize) -> &Mutex<Output> {
+        &self.outputs[usize::from(stream == STDERR)]
+    }
+
+    fn wants_input(&self) -> bool {
+        std::mem::take(&mut self.input.lock().wanted)
+    }
+
+    fn has_output(&self, stream: usize) -> bool {
+        self.output(stream).lock().ready() > 0
+    }
+
+    fn is_empty(&self) -> bool {
+        self.outputs.iter().all(|output| output.lock().bytes.is_empty())
+    }
+
+    fn end(&self) {
+        for output in &self.outputs {
+            output.lock().ending = true;
+        }
+    }
+
+    fn take(&self, stream: usize) -> Vec<u8> {
+        let mut output = self.output(stream).lock();
+        let length = match output.sink {
+            Sink::Kept(_) => output.bytes.len(),
+            _ => output.ready(),
+        };
+        output.ending = false;
+        let rest = output.bytes.split_off(length);
+        std::mem::replace(&mut output.bytes, rest)
+    }
+}
+
+impl Output {
+    /// How many bytes can be delivered.
+    fn ready(&self) -> usize {
+        match self.sink {
+            Sink::Nowhere | Sink::Kept(_) => 0,
+            Sink::Text if !self.ending => complete(&self.bytes),
+            Sink::Text | Sink::Bytes => self.bytes.len(),
+        }
+    }
+}
+
+/// How many of the bytes come before a character of UTF-8 that has begun and not ended.
+fn complete(bytes: &[u8]) -> usize {
+    for length in 1..=3.min(bytes.len()) {
+        let start = bytes.len() - length;
+        let whole = match bytes[start] {
+            0x80..=0xbf => continue,
+            0xc2..=0xdf => 2,
+            0xe0..=0xef => 3,
+            0xf0..=0xf4 => 4,
+            _ => 1,
+        };
+        return if whole > length { start } else { bytes.len() };
+    }
+    bytes.len()
+}
+
+/// A stream as wasmtime-wasi sees it.
+struct Stream {
+    stdio: Arc<Stdio>,
+    number: usize,
+}
+
+impl Stream {
+    fn new(stdio: &Arc<Stdio>, number: usize) -> Self {
+        Stream { stdio: stdio.clone(), number }
+    }
+}
+
+impl IsTerminal for Stream {
+    fn is_terminal(&self) -> bool {
+        self.stdio.terminal
+    }
+}
+
+impl StdinStream for Stream {
+    fn p2_stream(&self) -> Box<dyn InputStream> {
+        Box::new(Stream::new(&self.stdio, self.number))
+    }
+
+    // Asked for by later previews only.
+    fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
+        StdinStream::async_stream(&ClosedInputStream)
+    }
+}
+
+impl StdoutStream for Stream {
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(Stream::new(&self.stdio, self.number))
+    }
+
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        StdoutStream::async_stream(&SinkOutputStream)
+    }
+}
+
+#[async_trait]
+impl Pollable for Stream {
+    async fn ready(&mut self) {
+        if self.number != STDIN {
+            return;
+        }
+        poll_fn(|_| {
+            let mut input = self.stdio.input.lock();
+            input.wanted = input.bytes.is_empty() && !input.ended;
+            if input.wanted { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl InputStream for Stream {
+    fn read(&mut self, size: usize) -> StreamResult<Bytes> {
+        let mut input = self.stdio.input.lock();
+        if input.bytes.is_empty() && input.ended {
+            return Err(StreamError::Closed);
+        }
+        let size = size.min(input.bytes.len());
+        Ok(input.bytes.split_to(size))
+    }
+}
+
+#[async_trait]
+impl OutputStream for Stream {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        let mut output = self.stdio.output(self.number).lock();
+        match output.sink {
+            Sink::Nowhere => return Ok(()),
+            Sink::Kept(limit) if output.bytes.len() + bytes.len() > limit => {
+                let full = std::io::Error::from_raw_os_error(ENOSPC);
+                return Err(StreamError::LastOperationFailed(full.into()));
+            }
+            _ => {}
+        }
+        output.bytes.extend_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(MAX_COPY)
+    }
+}
+
+/// The same on all systems that there are.
+const ENOSPC: i32 = 28;
+
+/// A clock that moves only when it is read.
+struct FixedClock {
+    start: u64,
+    step: u64,
+    readings: Arc<AtomicU64>,
+}
+
+impl FixedClock {
+    fn read(&self) -> u64 {
+        self.start.saturating_add(self.readings.fetch_add(1, Relaxed).saturating_mul(self.step))
+    }
+}
+
+impl HostWallClock for FixedClock {
+    fn resolution(&self) -> Duration {
+        Duration::from_nanos(1)
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.read())
+    }
+}
+
+impl HostMonotonicClock for FixedClock {
+    fn resolution(&self) -> u64 {
+        1
+    }
+
+    fn now(&self) -> u64 {
+        self.read()
+    }
+}
+
+/// Sebastiano Vigna's generator: the same bytes for the same seed, in every version of Beamr.
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// `random_get`.
+    fn fill(&mut self, memory: &mut GuestMemory<'_>, params: &[Val]) -> i32 {
+        let (start, length) = (i32(params.first()) as u32, i32(params.get(1)) as u32);
+        let mut done = 0;
+        while done < length {
+            let bytes = self.next().to_le_bytes();
+            let part = (length - done).min(8);
+            let Some(at) = start.checked_add(done) else { return FAULT };
+            let place = GuestPtr::<u8>::new(at).as_array(part);
+            if memory.copy_from_slice(&bytes[..part as usize], place).is_err() {
+                return FAULT;
+            }
+            done += part;
+        }
+        SUCCESS
+    }
+}
+
+/// What an instance keeps of WASI while its store is in a call.
+pub struct Attached {
+    pub stdio: Arc<Stdio>,
+    alarm: Arc<Alarm>,
+    waker: Waker,
+    runtime: Handle,
+}
+
+impl Attached {
+    /// Polls a call, so that its waker knows of it.
+    pub fn poll<F: Future + ?Sized>(&self, future: Pin<&mut F>) -> Poll<F::Output> {
+        *self.alarm.0.lock() = Bell { rung: false, waiting: None };
+        let _entered = self.runtime.enter();
+        future.poll(&mut Context::from_waker(&self.waker))
+    }
+
+    /// Has the calling process told when the call that was just polled can go on; None where it
+    /// can already.
+    pub fn arm<'a>(&self, env: Env<'a>) -> Option<Term<'a>> {
+        let mut bell = self.alarm.0.lock();
+        if bell.rung {
+            return None;
+        }
+        let wait = env.make_ref();
+        bell.waiting = Some((env.pid(), HeldTerm::new(*wait)));
+        Some(*wait)
+    }
+
+    /// Has the call look whether it must stop.
+    pub fn ring(&self, env: Env) {
+        self.alarm.ring(Some(env));
+    }
+}
+
+struct Alarm(Mutex<Bell>);
+
+struct Bell {
+    rung: bool,
+    /// The process that waits for the message, and what it knows it by.
+    waiting: Option<(LocalPid, HeldTerm)>,
+}
+
+impl Alarm {
+    fn ring(&self, env: Option<Env>) {
+        let mut bell = self.0.lock();
+        bell.rung = true;
+        let Some((pid, wait)) = bell.waiting.take() else { return };
+        if let Some(env) = env
+            && env.send(&pid, (atoms::beamr_wake(), wait.load(env))).is_ok()
+        {
+            return;
+        }
+        let send = move || {
+            let _ = OwnedEnv::new()
+                .send_and_clear(&pid, |env| (atoms::beamr_wake(), wait.load(env)).encode(env));
+        };
+        // Only a thread of no scheduler may send for no process. Wakers are called on tokio's;
+        // but a process that was killed inside a dirty NIF can send nothing itself.
+        if rustler::thread::is_scheduler_thread() {
+            let _ = std::thread::Builder::new().name("beamr-send".into()).spawn(send);
+        } else {
+            send();
+        }
+    }
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.ring(None);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ring(None);
+    }
+}
+
+/// One for the node: a thread that keeps its timers, and those that wait for files.
+fn runtime() -> std::io::Result<&'static Runtime> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(FILE_THREADS)
+        .thread_name("beamr-wasi")
+        .enable_time()
+        .build()?;
+    Ok(RUNTIME.get_or_init(|| runtime))
+}
+
+/// What `wasi:` grants, until the instance that it was made for takes it.
+pub struct WasiResource(Mutex<Option<(WasiP1Ctx, Arc<Stdio>, Option<SplitMix>)>>);
+
+#[rustler::resource_impl]
+impl Resource for WasiResource {}
+
+/// The WASI of an instance: nil, or `{resource, indices of the imports that are WASI's}`.
+pub struct Grant(Option<(ResourceArc<WasiResource>, Vec<usize>)>);
+
+impl<'a> Decoder<'a> for Grant {
+    fn decode(term: Term<'a>) -> NifResult<Self> {
+        term.decode().map(Grant)
+    }
+}
+
+impl Grant {
+    /// What the store gets of it, and what the instance keeps.
+    pub fn take(&self, imports: usize) -> Option<(Box<Wasi>, Attached)> {
+        let (resource, indices) = self.0.as_ref()?;
+        let (ctx, stdio, random) = resource.0.lock().take()?;
+        let runtime = runtime().ok()?.handle().clone();
+        let provided = (0..imports).map(|index| indices.contains(&index)).collect();
+        let alarm = Arc::new(Alarm(Mutex::new(Bell { rung: false, waiting: None })));
+        let waker = Waker::from(alarm.clone());
+        let attached = Attached { stdio: stdio.clone(), alarm, waker, runtime };
+        Some((Box::new(Wasi { ctx, stdio, random, provided }), attached))
+    }
+}
+
+/// `{args, env, dirs, stdin, stdout, stderr, clock, random, tty}`, all checked by Elixir.
+struct Options<'a> {
+    args: Vec<&'a str>,
+    env: Vec<(&'a str, &'a str)>,
+    /// Host path, guest path, whether it may be written to.
+    dirs: Vec<(&'a str, &'a str, bool)>,
+    /// All of it, or nil where it is to be asked for.
+    stdin: Option<Binary<'a>>,
+    stdout: Sink,
+    stderr: Sink,
+    /// Nanoseconds since 1970, and those between two readings.
+    clock: Option<(u64, u64)>,
+    random: Option<u64>,
+    tty: bool,
+}
+
+impl<'a> Decoder<'a> for Options<'a> {
+    fn decode(term: Term<'a>) -> NifResult<Self> {
+        let fields = rustler::types::tuple::get_tuple(term)?;
+        let [args, env, dirs, stdin, stdout, stderr, clock, random, tty] = fields[..] else {
+            return Err(rustler::Error::BadArg);
+        };
+        Ok(Options {
+            args: args.decode()?,
+            env: env.decode()?,
+            dirs: dirs.decode()?,
+            stdin: stdin.decode()?,
+            stdout: stdout.decode()?,
+            stderr: stderr.decode()?,
+            clock: clock.decode()?,
+            random: random.decode()?,
+            tty: tty.decode()?,
+        })
+    }
+}
+
+impl<'a> Decoder<'a> for Sink {
+    fn decode(term: Term<'a>) -> NifResult<Self> {
+        if let Ok(limit) = term.decode::<usize>() {
+            return Ok(Sink::Kept(limit));
+        }
+        let sink: Atom = term.decode()?;
+        if sink == atoms::text() {
+            Ok(Sink::Text)
+        } else if sink == atoms::binary() {
+            Ok(Sink::Bytes)
+        } else if sink == atoms::nil() {
+            Ok(Sink::Nowhere)
+        } else {
+            Err(rustler::Error::BadArg)
+        }
+    }
+}
+
+/// Opens the directories, which may take a disk's time. `{:ok, resource}`, or
+/// `{:error, {host path | nil, what the system says}}`.
+#[rustler::nif(schedule = "DirtyIo")]
+fn wasi_new<'a>(env: Env<'a>, options: Options<'a>) -> Term<'a> {
+    let fail = |path: Option<&str>, kind: Term<'a>| {
+        (atoms::error(), (path.map(|path| error::text(env, path)), kind)).encode(env)
+    };
+    if let Err(error) = runtime() {
+        return fail(None, error::text(env, &error.to_string()));
+    }
+    let output = |sink| Mutex::new(Output { bytes: Vec::new(), sink, ending: false });
+    let bytes = options.stdin.map(|bytes| Bytes::copy_from_slice(bytes.as_slice()));
+    let ended = bytes.is_some();
+    let stdio = Arc::new(Stdio {
+        input: Mutex::new(Input { bytes: bytes.unwrap_or_default(), ended, wanted: false }),
+        outputs: [output(options.stdout), output(options.stderr)],
+        terminal: options.tty,
+    });
+    let mut builder = WasiCtxBuilder::new();
+    builder
+        .args(&options.args)
+        .envs(&options.env)
+        .stdin(Stream::new(&stdio, STDIN))
+        .stdout(Stream::new(&stdio, STDOUT))
+        .stderr(Stream::new(&stdio, STDERR));
+    for (host, guest, writable) in options.dirs {
+        let perms = if writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
+        if let Err(error) = builder.preopened_dir(host, guest, perms) {
+            return fail(Some(host), posix(env, &error));
+        }
+    }
+    if let Some((start, step)) = options.clock {
+        let readings = Arc::new(AtomicU64::new(0));
+        builder
+            .wall_clock(FixedClock { start, step, readings: readings.clone() })
+            .monotonic_clock(FixedClock { start: 0, step, readings });
+    }
+    let random = options.random.map(SplitMix);
+    let granted = Mutex::new(Some((builder.build_p1(), stdio, random)));
+    (atoms::ok(), ResourceArc::new(WasiResource(granted))).encode(env)
+}
+
+/// The name that Erlang has for the error, or the system's text.
+fn posix<'a>(env: Env<'a>, error: &wasmtime::Error) -> Term<'a> {
+    use std::io::ErrorKind;
+    match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+        Some(ErrorKind::NotFound) => atoms::enoent().encode(env),
+        Some(ErrorKind::NotADirectory) => atoms::enotdir().encode(env),
+        Some(ErrorKind::PermissionDenied) => atoms::eacces().encode(env),
+        _ => error::text(env, &format!("{error:#}")),
+    }
+}
+
+/// `{params, results}` of a function of WASI, or nil.
+#[rustler::nif]
+fn wasi_signature(name: &str) -> Option<(Vec<Atom>, Vec<Atom>)> {
+    let function = Function::named(name)?;
+    let results = match function {
+        Function::proc_exit => &[][..],
+        _ => &[ValType::I32][..],
+    };
+    Some((value::type_names(function.params()), value::type_names(results)))
+}
+
+fn stdio(instance: &InstanceResource) -> NifResult<&Stdio> {
+    instance.wasi.as_ref().map(|wasi| &*wasi.stdio).ok_or(rustler::Error::BadArg)
+}
+
+/// Takes what the guest has written to a stream.
+#[rustler::nif]
+fn wasi_take<'a>(env: Env<'a>, instance: &'a InstanceResource, stream: usize) -> Term<'a> {
+    let bytes = stdio(instance).map(|stdio| stdio.take(stream)).unwrap_or_default();
+    NewBinary::from_slice(env, &bytes).into()
+}
+
+/// Gives the guest input to read. No bytes are the end of it.
+#[rustler::nif]
+fn wasi_feed<'a>(instance: &'a InstanceResource, bytes: Binary<'a>) -> NifResult<Atom> {
+    let mut input = stdio(instance)?.input.lock();
+    input.ended = bytes.is_empty();
+    input.bytes = Bytes::copy_from_slice(bytes.as_slice());
+    Ok(atoms::ok())
+}
+
+/// Sends the caller no message for the wait it is in; false where one was sent already.
+#[rustler::nif]
+fn wasi_disarm(instance: &InstanceResource) -> bool {
+    let waiting = |wasi: &Attached| wasi.alarm.0.lock().waiting.take();
+    instance.wasi.as_ref().and_then(waiting).is_some()
+}
