@@ -740,12 +740,12 @@ fn close<'a>(env: Env<'a>, instance: &InstanceResource, wait: Wait) -> Term<'a> 
     };
     if matches!(state.holder, Holder::Running(_)) {
         instance.exchange.request_stop(Stop::Closed);
+        instance.ring(env);
         instance.run_out(&mut state);
     }
     let holder = std::mem::replace(&mut state.holder, Holder::Closed);
     state.pass_turn(env);
     instance.unlock(env, state);
-    instance.ring(env);
     free(holder);
     atoms::ok().encode(env)
 }

@@ -28,14 +28,14 @@ use rustler::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::{Handle, Runtime};
-use wasmtime::{AsContextMut, Caller, Extern, Store, Val, ValType};
+use wasmtime::{AsContextMut, Caller, Extern, Store, Trap, Val, ValType};
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{self as p1, WasiSnapshotPreview1};
 use wasmtime_wasi::p2::pipe::{ClosedInputStream, SinkOutputStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, WasiCtxBuilder, async_trait};
-use wiggle::{GuestMemory, GuestPtr};
+use wiggle::{GuestError, GuestMemory, GuestPtr};
 
 use crate::call::{self, Outcome};
 use crate::error::{self, Exit, Stop};
@@ -65,8 +65,10 @@ const LONG_COPY: u32 = 256 * 1024;
 /// They are started when they are needed, and end when they are not.
 const FILE_THREADS: usize = 32;
 
+/// How many vectors of a write are looked at.
+const MAX_VECTORS: u32 = 1024;
+
 const SUCCESS: i32 = 0;
-const FAULT: i32 = 21;
 
 macro_rules! functions {
     ($($name:ident($($param:ident),*) $kind:ident;)*) => {
@@ -116,11 +118,15 @@ macro_rules! functions {
     (@waits now) => { false };
     (@waits exit) => { false };
     (@waits later) => { true };
+    (@waits all) => { true };
     (@call now $name:ident $wasi:ident $memory:ident $args:ident $($param:ident)*) => {
         p1::$name($wasi, $memory $(, $param($args.next()))*)
     };
     (@call later $name:ident $wasi:ident $memory:ident $args:ident $($param:ident)*) => {
         p1::$name($wasi, $memory $(, $param($args.next()))*).await
+    };
+    (@call all $name:ident $wasi:ident $memory:ident $args:ident $($param:ident)*) => {
+        write_all($wasi, $memory $(, $param($args.next()))*).await
     };
     // wasmtime-wasi refuses codes above 125.
     (@call exit $name:ident $wasi:ident $memory:ident $args:ident $param:ident) => {
@@ -155,7 +161,7 @@ functions! {
     fd_seek(i32, i64, i32, i32) later;
     fd_sync(i32) later;
     fd_tell(i32, i32) now;
-    fd_write(i32, i32, i32, i32) later;
+    fd_write(i32, i32, i32, i32) all;
     path_create_directory(i32, i32, i32) later;
     path_filestat_get(i32, i32, i32, i32, i32) later;
     path_filestat_set_times(i32, i32, i32, i32, i64, i64, i32) later;
@@ -198,7 +204,7 @@ impl Function {
             Function::random_get => arg(1),
             Function::fd_readdir | Function::path_readlink => arg(2),
             Function::fd_read | Function::fd_pread | Function::fd_write | Function::fd_pwrite => {
-                first_length(memory, arg(1), arg(2).min(1024))
+                first_length(memory, arg(1), arg(2).min(MAX_VECTORS))
             }
             _ => 0,
         }
@@ -212,6 +218,42 @@ fn first_length(memory: &GuestMemory<'_>, vectors: u32, count: u32) -> u32 {
         memory.read(GuestPtr::<u32>::new(at)).ok()
     };
     (0..count).filter_map(length).find(|length| *length > 0).unwrap_or(0)
+}
+
+/// `fd_write`. wasmtime-wasi writes one vector and leaves the others to the next call, which cuts
+/// each line that C writes in two.
+async fn write_all(
+    wasi: &mut WasiP1Ctx,
+    memory: &mut GuestMemory<'_>,
+    fd: i32,
+    vectors: i32,
+    count: i32,
+    written: i32,
+) -> wasmtime::Result<i32> {
+    let mut total: u32 = 0;
+    for n in 0..(count as u32).min(MAX_VECTORS) {
+        let vector = (vectors as u32).wrapping_add(n * 8);
+        let length = memory.read(GuestPtr::<u32>::new(vector.wrapping_add(4)))?;
+        if length == 0 {
+            continue;
+        }
+        let errno = p1::fd_write(wasi, memory, fd, vector as i32, 1, written).await?;
+        match errno {
+            SUCCESS => {}
+            errno if total == 0 => return Ok(errno),
+            _ => break,
+        }
+        let part = memory.read(GuestPtr::<u32>::new(written as u32))?;
+        total = total.saturating_add(part);
+        if part < length {
+            break;
+        }
+    }
+    if total == 0 {
+        return p1::fd_write(wasi, memory, fd, vectors, 0, written).await;
+    }
+    memory.write(GuestPtr::<u32>::new(written as u32), total)?;
+    Ok(SUCCESS)
 }
 
 /// What a store has of WASI.
@@ -259,7 +301,7 @@ async fn run(
     }
     let mut long = false;
     let errno = loop {
-        match perform(&mut caller, function, params, &mut long).await? {
+        match perform(&mut caller, function, params, &mut long).await.map_err(trap)? {
             Performed::Done(errno) => break errno,
             Performed::WantsInput => ask(&mut caller, STDIN).await?,
         }
@@ -269,6 +311,16 @@ async fn run(
         *slot = Val::I32(errno);
     }
     Ok(())
+}
+
+/// A pointer that leads out of the memory is the trap that it would be in the guest itself.
+fn trap(error: wasmtime::Error) -> wasmtime::Error {
+    match error.downcast_ref() {
+        Some(GuestError::PtrOutOfBounds(_) | GuestError::PtrOverflow) => {
+            Trap::MemoryOutOfBounds.into()
+        }
+        _ => error,
+    }
 }
 
 enum Performed {
@@ -296,7 +348,7 @@ async fn perform(
         return Err(Stop::Closed.into());
     };
     if let (Function::random_get, Some(random)) = (function, &mut wasi.random) {
-        return Ok(Performed::Done(random.fill(&mut memory, params)));
+        return random.fill(&mut memory, params).map(Performed::Done);
     }
     let stdio = wasi.stdio.clone();
     wasi.ctx.set_hostcall_fuel(MAX_COPY);
@@ -660,20 +712,18 @@ impl SplitMix {
     }
 
     /// `random_get`.
-    fn fill(&mut self, memory: &mut GuestMemory<'_>, params: &[Val]) -> i32 {
+    fn fill(&mut self, memory: &mut GuestMemory<'_>, params: &[Val]) -> wasmtime::Result<i32> {
         let (start, length) = (i32(params.first()) as u32, i32(params.get(1)) as u32);
         let mut done = 0;
         while done < length {
             let bytes = self.next().to_le_bytes();
             let part = (length - done).min(8);
-            let Some(at) = start.checked_add(done) else { return FAULT };
+            let at = start.checked_add(done).ok_or(GuestError::PtrOverflow)?;
             let place = GuestPtr::<u8>::new(at).as_array(part);
-            if memory.copy_from_slice(&bytes[..part as usize], place).is_err() {
-                return FAULT;
-            }
+            memory.copy_from_slice(&bytes[..part as usize], place)?;
             done += part;
         }
-        SUCCESS
+        Ok(SUCCESS)
     }
 }
 
