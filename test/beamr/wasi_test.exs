@@ -376,20 +376,31 @@ defmodule Beamr.WASITest do
       assert {:ok, [1]} = Beamr.call(wasm, "initialized", [])
     end
 
-    test "to a function may call the guest", %{reactor: reactor} do
+    test "to a function may use the guest" do
+      source = ~S"""
+      (module
+        (import "wasi_snapshot_preview1" "fd_write"
+          (func $fd_write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "\10\00\00\00\01\00\00\00")
+        (func (export "write") (param i32) (result i32)
+          (i32.store8 (i32.const 16) (local.get 0))
+          (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+          (i32.load (i32.const 8))))
+      """
+
       test = self()
 
-      stdout = fn bytes ->
+      stdout = fn <<byte>> ->
         wasm = Process.get(:wasm)
-        send(test, {bytes, Beamr.call!(wasm, "initialized", []), Beamr.IO.size!(wasm)})
-        if bytes == "number 1\n", do: Beamr.call!(wasm, "say", [2])
+        send(test, {byte, Beamr.IO.read!(wasm, 16, 1)})
+        if byte < ?c, do: {:ok, [1]} = Beamr.call(wasm, "write", [byte + 1])
       end
 
-      wasm = Beamr.instantiate!(reactor, wasi: [stdout: stdout])
+      wasm = Beamr.instantiate!(source, wasi: [stdout: stdout])
       Process.put(:wasm, wasm)
-      assert Beamr.call(wasm, "say", [1]) == {:ok, []}
-      assert_received {"number 1\n", [1], size} when size > 0
-      assert_received {"number 2\n", [1], _size}
+      assert Beamr.call(wasm, "write", [?a]) == {:ok, [1]}
+      for byte <- 'abc', do: assert_received({^byte, <<^byte>>})
     end
   end
 

@@ -66,24 +66,44 @@ defmodule Mix.Tasks.Beamr.Run do
     opts = Keyword.put_new(opts, :timeout, :infinity)
 
     with {:ok, module} <- Beamr.compile_file(path, fuel: opts[:fuel] != nil),
-         {:ok, function} <- function(module, invoke) do
-      opts = if wasi?(module), do: [{:wasi, wasi(granted, path, args)} | opts], else: opts
-      program? = wasi?(module) and function == "_start"
-      call(module, function, if(program?, do: [], else: Enum.map(args, &value/1)), opts)
+         {:ok, function} <- function(module, invoke),
+         {:ok, results} <- call(module, function, args, opts, wasi(module, granted, path, args)) do
+      Enum.each(results, &Mix.shell().info(format(&1)))
     else
-      {:error, error} -> fail(error)
+      {:error, %Beamr.Exit{code: code}} -> exit({:shutdown, Bitwise.band(code, 0xFF)})
+      {:error, error} -> stop(code(error), Exception.message(error))
     end
   rescue
     error in ArgumentError -> stop(2, Exception.message(error))
   end
 
-  defp call(module, function, args, opts) do
-    with {:ok, wasm} <- Beamr.instantiate(module, opts),
-         {:ok, results} <- Beamr.call(wasm, function, args, timeout: opts[:timeout]) do
-      Enum.each(results, &Mix.shell().info(format(&1)))
-    else
-      {:error, %Beamr.Exit{code: code}} -> exit({:shutdown, Bitwise.band(code, 0xFF)})
-      {:error, error} -> fail(error)
+  defp call(module, function, args, opts, nil) do
+    args = Enum.map(args, &value/1)
+
+    with {:ok, wasm} <- Beamr.instantiate(module, opts) do
+      Beamr.call(wasm, function, args, timeout: opts[:timeout])
+    end
+  end
+
+  defp call(module, function, args, opts, wasi) do
+    args = if function == "_start", do: [], else: args
+    opts = [{:wasi, wasi} | opts]
+
+    with_bytes([:standard_io, :standard_error], fn -> call(module, function, args, opts, nil) end)
+  end
+
+  # The program's streams are bytes, which the devices take as they are once they are told so.
+  # What this task itself says is text.
+  defp with_bytes([], function), do: function.()
+
+  defp with_bytes([device | devices], function) do
+    encoding = with opts when is_list(opts) <- :io.getopts(device), do: opts[:encoding]
+    _ = :io.setopts(device, encoding: :latin1)
+
+    try do
+      with_bytes(devices, function)
+    after
+      if is_atom(encoding), do: :io.setopts(device, encoding: encoding)
     end
   end
 
@@ -91,20 +111,18 @@ defmodule Mix.Tasks.Beamr.Run do
     Enum.any?(Beamr.Module.imports(module), fn {from, _name, _type} -> from == @wasi end)
   end
 
-  # The streams are bytes, which the devices take as they are once they are told so.
-  defp wasi(granted, path, args) do
-    terminal? = match?({:ok, _columns}, :io.columns())
-    for device <- [:standard_io, :standard_error], do: :io.setopts(device, encoding: :latin1)
-
-    [
-      args: [Path.basename(path) | args],
-      env: for({:env, variable} <- granted, do: variable(variable)),
-      dirs: for({:dir, dir} <- granted, do: directory(dir)),
-      stdin: &read_line/0,
-      stdout: &IO.binwrite/1,
-      stderr: &IO.binwrite(:stderr, &1),
-      tty: terminal?
-    ]
+  defp wasi(module, granted, path, args) do
+    if wasi?(module) do
+      [
+        args: [Path.basename(path) | args],
+        env: for({:env, variable} <- granted, do: variable(variable)),
+        dirs: for({:dir, dir} <- granted, do: directory(dir)),
+        stdin: &read_line/0,
+        stdout: &IO.binwrite/1,
+        stderr: &IO.binwrite(:stderr, &1),
+        tty: match?({:ok, _columns}, :io.columns())
+      ]
+    end
   end
 
   defp read_line do
@@ -170,8 +188,6 @@ defmodule Mix.Tasks.Beamr.Run do
   defp code(%Beamr.Trap{}), do: 1
   defp code(%Beamr.ImportError{}), do: 1
   defp code(_error), do: 3
-
-  defp fail(error), do: stop(code(error), Exception.message(error))
 
   defp stop(code, message) do
     Mix.shell().error(message)
