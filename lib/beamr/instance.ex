@@ -55,6 +55,7 @@ defmodule Beamr.Instance do
          }
 
   @timeout 5_000
+  @longest_wait 0xFFFFFFFF
 
   # A slice on a normal scheduler lasts as long as the timeslices of this many Elixir processes,
   # so that many get their turn after it.
@@ -355,8 +356,11 @@ defmodule Beamr.Instance do
 
   defp time_left(:infinity), do: :infinity
 
-  # Rounded up, so that the guest's own deadline has passed too.
-  defp time_left(deadline), do: max(deadline - System.monotonic_time(:millisecond) + 1, 0)
+  # Rounded up, so that the guest's own deadline has passed too; and no longer than `receive` can
+  # wait, after which the guest waits again.
+  defp time_left(deadline) do
+    (deadline - System.monotonic_time(:millisecond) + 1) |> max(0) |> min(@longest_wait)
+  end
 
   defp run_import(function, instance, args, deadline) do
     outer = Process.put(@deadline, deadline)

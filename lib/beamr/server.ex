@@ -50,7 +50,7 @@ defmodule Beamr.Server do
       Beamr.call(counter, "run", [])
       GenServer.call(counter, :count)
 
-  `c:handle_import/4` gets what `imports:` does not have. The other callbacks are GenServer's,
+  `c:handle_import/4` gets what neither `imports:` nor `wasi:` has. The other callbacks are GenServer's,
   for messages of the server's own. Inside them, `run/4` calls the guest with a state.
 
   Or keep a `Beamr.Instance` in the state of any GenServer: an instance needs no server of its

@@ -115,7 +115,7 @@ defmodule Beamr.WASI do
 
   @doc ~S"""
   Runs a program to its end: makes an instance, calls its `_start` and closes it. Answers the exit
-  code, 0 where `_start` just returns.
+  code, 0 where `_start` just returns. What is kept in a buffer is gone with the instance.
 
   The options are those of `wasi:` and, beside them, those of `Beamr.instantiate/2`; `:timeout` is
   for all of it. Fails with whatever keeps the program from coming to its end: see
@@ -337,26 +337,31 @@ defmodule Beamr.WASI do
   defp clock(time), do: {nanoseconds(time), 0}
 
   @doc false
-  # The imports that stand for the standard streams, behind the module's own.
+  # The imports that stand for the standard streams, behind the module's own. They are named, so
+  # that new code of this module is used.
   @spec streams(map() | nil) :: [tuple()]
   def streams(nil), do: []
 
   def streams(%{stdin: stdin, stdout: stdout, stderr: stderr}) do
     [
-      {@module, "fd_read", {:list, fn wasm, [] -> feed(wasm, stdin) end}},
-      {@module, "fd_write", {:list, fn wasm, [] -> deliver(wasm, :stdout, stdout) end}},
-      {@module, "fd_write", {:list, fn wasm, [] -> deliver(wasm, :stderr, stderr) end}}
+      {@module, "fd_read", {:otherwise, {__MODULE__, :feed, [stdin]}, :stdin}},
+      {@module, "fd_write", {:otherwise, {__MODULE__, :deliver, [stdout]}, :stdout}},
+      {@module, "fd_write", {:otherwise, {__MODULE__, :deliver, [stderr]}, :stderr}}
     ]
   end
 
-  defp feed(wasm, stdin) do
+  @doc false
+  @spec feed((() -> iodata() | :eof | nil), :stdin, Beamr.Instance.t(), []) :: :ok
+  def feed(stdin, :stdin, wasm, []) do
     case stdin.() do
       end_of_input when end_of_input in [:eof, nil] -> Native.wasi_feed(wasm.ref, "")
       iodata -> Native.wasi_feed(wasm.ref, IO.iodata_to_binary(iodata))
     end
   end
 
-  defp deliver(wasm, stream, to) do
+  @doc false
+  @spec deliver(output(), :stdout | :stderr, Beamr.Instance.t(), []) :: term()
+  def deliver(to, stream, wasm, []) do
     bytes = Native.wasi_take(wasm.ref, descriptor(stream))
 
     case to do

@@ -4,12 +4,14 @@ defmodule Beamr.ErrorTest do
   alias Beamr.{
     CallError,
     CompileError,
+    Exit,
     ExportError,
     ImportError,
     LimitError,
     LinkError,
     MemoryError,
-    Trap
+    Trap,
+    WASIError
   }
 
   # Every reason of every exception, and what it says.
@@ -88,6 +90,13 @@ defmodule Beamr.ErrorTest do
            problem: :missing,
            wanted: {:tag, %{params: [:i32, :i64]}},
            given: nil
+         },
+         %{
+           module: "wasi_snapshot_preview1",
+           name: "proc_exit",
+           problem: :missing,
+           wanted: {:function, %{params: [:i32], results: []}},
+           given: nil
          }
        ]
      },
@@ -99,7 +108,8 @@ defmodule Beamr.ErrorTest do
        * "x" "t" is missing: table of 1 to 9 funcref (i64)
        * "x" "g" has the wrong type: global i32 is wanted, given: 1
        * "x" "h" is missing: mutable global f32
-       * "x" "e" is missing: tag (i32, i64)\
+       * "x" "e" is missing: tag (i32, i64)
+       * "wasi_snapshot_preview1" "proc_exit" is missing: function (i32) -> () (a function of WASI: the option wasi: [] grants it, see Beamr.WASI)\
      """},
     {%CallError{reason: :unknown_function, function: "f"},
      ~S|the module exports no function "f"|},
@@ -134,6 +144,14 @@ defmodule Beamr.ErrorTest do
     {%CallError{reason: :system, function: "f", detail: "no memory"},
      ~S|the call of "f" failed: no memory|},
     {%CallError{reason: :system, detail: "no memory"}, "instantiation failed: no memory"},
+    {%Exit{code: 3, function: "_start"}, "the guest exited with code 3"},
+    {%WASIError{reason: :enoent, path: "no/such"},
+     "no/such cannot be granted: no such file or directory"},
+    {%WASIError{reason: :enotdir, path: "a.txt"}, "a.txt cannot be granted: not a directory"},
+    {%WASIError{reason: :eacces, path: "/root"}, "/root cannot be granted: permission denied"},
+    {%WASIError{reason: :system, path: "dir", detail: "Too many open files (os error 24)"},
+     "dir cannot be granted: Too many open files (os error 24)"},
+    {%WASIError{reason: :system, detail: "no threads"}, "WASI could not be started: no threads"},
     {%Trap{reason: :unreachable}, "the guest trapped: unreachable instruction executed"},
     {%Trap{
        reason: :integer_divide_by_zero,
@@ -204,7 +222,15 @@ defmodule Beamr.ErrorTest do
       end
     end
 
-    for module <- [CompileError, LinkError, CallError, MemoryError, LimitError, ExportError] do
+    for module <- [
+          CompileError,
+          LinkError,
+          CallError,
+          MemoryError,
+          LimitError,
+          ExportError,
+          WASIError
+        ] do
       test "is tested for each reason that #{inspect(module)} may have" do
         tested =
           for {%{__struct__: unquote(module), reason: reason}, _message} <- @messages,

@@ -723,6 +723,36 @@ defmodule Beamr.WASITest do
       assert Beamr.call(wasm, "outer", []) == {:ok, [7]}
     end
 
+    test "may be ended in any way at any time", %{reactor: reactor} do
+      for_random_cases(10, fn ->
+        wasm = Beamr.instantiate!(reactor, wasi: [])
+
+        callers =
+          for _ <- 1..6 do
+            [sleep, timeout] = for _ <- 1..2, do: :rand.uniform(12)
+
+            spawn_monitor(fn ->
+              for _ <- 1..10, do: Beamr.call(wasm, "sleep", [sleep], timeout: timeout)
+              {:messages, []} = Process.info(self(), :messages)
+            end)
+          end
+
+        for {pid, _monitor} <- callers, :rand.uniform(3) == 1, do: Process.exit(pid, :kill)
+        for _ <- 1..20, do: Beamr.interrupt(wasm)
+        if :rand.uniform(2) == 1, do: Beamr.close(wasm)
+
+        for {pid, monitor} <- callers do
+          assert_receive {:DOWN, ^monitor, :process, ^pid, reason}, 30_000
+          assert reason in [:normal, :killed]
+        end
+
+        case Beamr.call(wasm, "initialized", []) do
+          {:ok, [1]} -> :ok
+          {:error, %CallError{reason: :closed}} -> :ok
+        end
+      end)
+    end
+
     test "waits on each kind of scheduler", %{reactor: reactor} do
       wasm = Beamr.instantiate!(reactor, wasi: [])
 
