@@ -208,7 +208,7 @@ impl InstanceResource {
     /// Wakes the call in flight, if it waits, to let it see that it is to end.
     fn ring(&self, env: Env) {
         if let Some(wasi) = &self.wasi {
-            wasi.ring(env);
+            wasi.alarm.ring(env);
         }
     }
 
@@ -288,7 +288,7 @@ impl InstanceResource {
             let future = flight.future.as_mut();
             catch_unwind(AssertUnwindSafe(|| match &self.wasi {
                 None => future.poll(&mut Context::from_waker(Waker::noop())),
-                Some(wasi) => wasi.poll(future),
+                Some(wasi) => wasi.alarm.poll(future),
             }))
         };
         let holder = match polled {
@@ -329,7 +329,7 @@ impl InstanceResource {
                 }
                 None => {
                     self.watch(env, this, state);
-                    match self.wasi.as_ref().and_then(|wasi| wasi.arm(env)) {
+                    match self.wasi.as_ref().and_then(|wasi| wasi.alarm.arm(env)) {
                         Some(wait) => (atoms::wait(), wait).encode(env),
                         None => atoms::yield_().encode(env),
                     }

@@ -2,6 +2,7 @@
 //!
 //! Each file mirrors a part of `Beamr.Native`; functions are named `<file>_<verb>`.
 
+mod alarm;
 mod atoms;
 mod bench;
 mod call;
@@ -13,6 +14,7 @@ mod import;
 mod instance;
 mod memory;
 mod module;
+mod stdio;
 mod store;
 mod value;
 mod wasi;

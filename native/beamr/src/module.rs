@@ -16,7 +16,7 @@ use crate::engine::{self, Options};
 use crate::store::Host;
 use crate::value::{self, Signature};
 use crate::wasi::{self, Function};
-use crate::{atoms, error, import};
+use crate::{atoms, error, import, stdio};
 
 const HEAVY_IMAGE: usize = 4 * 1024 * 1024;
 
@@ -98,7 +98,7 @@ impl Compiled {
         let mut imports: Vec<_> =
             module.imports().map(|import| import.ty().func().map(Signature::new)).collect();
         if module.imports().any(|import| import.module() == wasi::MODULE) {
-            imports.extend(vec![Some(Signature::empty()); wasi::STREAMS]);
+            imports.extend(vec![Some(Signature::empty()); stdio::STREAMS]);
         }
         let pre = resolve_imports(&module)?;
         let custom_sections = custom_sections(binary);

@@ -5,65 +5,43 @@
 //! stays readable while a guest waits in one of them; and standard input and output run in the
 //! process that made the call, as imports do.
 //!
-//! The streams only fill and empty buffers. What is to be delivered, or wanted, is asked of the
-//! driving process once no future of wasmtime-wasi is alive: by three imports that stand behind
-//! the module's own, one for each stream.
-//!
-//! A guest that waits (for a clock or a file) holds no thread: its call answers `{:wait, ref}`,
-//! and its waker sends `{:beamr_wake, ref}`. Invariant: whoever takes the pid out of the alarm
-//! sends the message, under the alarm's lock; so who disarms it knows whether one was sent.
+//! What a guest writes is delivered, and what it reads is asked for, once no future of
+//! wasmtime-wasi is alive: by three imports that stand behind the module's own, one for each
+//! stream, and run in the driving process as the others do.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use rustler::{
-    Atom, Binary, Decoder, Encoder, Env, LocalPid, NewBinary, NifResult, OwnedEnv, Resource,
-    ResourceArc, Term,
+    Atom, Binary, Decoder, Encoder, Env, NewBinary, NifResult, Resource, ResourceArc, Term,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::runtime::{Handle, Runtime};
 use wasmtime::{AsContextMut, Caller, Extern, Store, Trap, Val, ValType};
-use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::p1::wasi_snapshot_preview1::{self as p1, WasiSnapshotPreview1};
-use wasmtime_wasi::p2::pipe::{ClosedInputStream, SinkOutputStream};
-use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
-use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, WasiCtxBuilder, async_trait};
+use wasmtime_wasi::{FsPerms, HostMonotonicClock, HostWallClock, WasiCtxBuilder};
 use wiggle::{GuestError, GuestMemory, GuestPtr};
 
+use crate::alarm::Alarm;
 use crate::call::{self, Outcome};
 use crate::error::{self, Exit, Stop};
 use crate::exchange::{Asked, Errand};
 use crate::export::{self, Reach};
 use crate::instance::InstanceResource;
 use crate::memory::View;
+use crate::stdio::{MAX_COPY, STDERR, STDIN, STDOUT, STREAMS, Sink, Stdio, Stream};
 use crate::store::{self, Host};
-use crate::value::{self, HeldTerm};
+use crate::value;
 use crate::{atoms, import};
 
 pub const MODULE: &str = "wasi_snapshot_preview1";
 
-/// The streams, by their file descriptors.
-pub const STREAMS: usize = 3;
-const STDIN: usize = 0;
-const STDOUT: usize = 1;
-const STDERR: usize = 2;
-
-/// How many bytes one WASI call may have the host copy.
-const MAX_COPY: usize = 128 * 1024 * 1024;
-
 /// WASI calls that copy more than this go to a dirty scheduler first.
 const LONG_COPY: u32 = 256 * 1024;
-
-/// Files are read and written on threads of this pool, so that a slow disk holds no scheduler.
-/// They are started when they are needed, and end when they are not.
-const FILE_THREADS: usize = 32;
 
 /// How many vectors of a write are looked at.
 const MAX_VECTORS: u32 = 1024;
@@ -479,194 +457,6 @@ async fn ask(
     }
 }
 
-/// The buffers between a guest's standard streams and the driving process.
-pub struct Stdio {
-    input: Mutex<Input>,
-    outputs: [Mutex<Output>; 2],
-    terminal: bool,
-}
-
-struct Input {
-    bytes: Bytes,
-    ended: bool,
-    /// The guest has found it empty.
-    wanted: bool,
-}
-
-struct Output {
-    bytes: Vec<u8>,
-    sink: Sink,
-    /// What is there is all that there will be.
-    ending: bool,
-}
-
-#[derive(Clone, Copy)]
-enum Sink {
-    Nowhere,
-    /// Delivered as it comes, but for characters that are not complete yet.
-    Text,
-    /// Delivered as it comes.
-    Bytes,
-    /// Kept, up to this many bytes.
-    Kept(usize),
-}
-
-impl Stdio {
-    fn output(&self, stream: usize) -> &Mutex<Output> {
-        &self.outputs[usize::from(stream == STDERR)]
-    }
-
-    fn wants_input(&self) -> bool {
-        std::mem::take(&mut self.input.lock().wanted)
-    }
-
-    fn has_output(&self, stream: usize) -> bool {
-        self.output(stream).lock().ready() > 0
-    }
-
-    fn is_empty(&self) -> bool {
-        self.outputs.iter().all(|output| output.lock().bytes.is_empty())
-    }
-
-    fn end(&self) {
-        for output in &self.outputs {
-            output.lock().ending = true;
-        }
-    }
-
-    fn take(&self, stream: usize) -> Vec<u8> {
-        let mut output = self.output(stream).lock();
-        let length = match output.sink {
-            Sink::Kept(_) => output.bytes.len(),
-            _ => output.ready(),
-        };
-        output.ending = false;
-        let rest = output.bytes.split_off(length);
-        std::mem::replace(&mut output.bytes, rest)
-    }
-}
-
-impl Output {
-    /// How many bytes can be delivered.
-    fn ready(&self) -> usize {
-        match self.sink {
-            Sink::Nowhere | Sink::Kept(_) => 0,
-            Sink::Text if !self.ending => complete(&self.bytes),
-            Sink::Text | Sink::Bytes => self.bytes.len(),
-        }
-    }
-}
-
-/// How many of the bytes come before a character of UTF-8 that has begun and not ended.
-fn complete(bytes: &[u8]) -> usize {
-    for length in 1..=3.min(bytes.len()) {
-        let start = bytes.len() - length;
-        let whole = match bytes[start] {
-            0x80..=0xbf => continue,
-            0xc2..=0xdf => 2,
-            0xe0..=0xef => 3,
-            0xf0..=0xf4 => 4,
-            _ => 1,
-        };
-        return if whole > length { start } else { bytes.len() };
-    }
-    bytes.len()
-}
-
-/// A stream as wasmtime-wasi sees it.
-struct Stream {
-    stdio: Arc<Stdio>,
-    number: usize,
-}
-
-impl Stream {
-    fn new(stdio: &Arc<Stdio>, number: usize) -> Self {
-        Stream { stdio: stdio.clone(), number }
-    }
-}
-
-impl IsTerminal for Stream {
-    fn is_terminal(&self) -> bool {
-        self.stdio.terminal
-    }
-}
-
-impl StdinStream for Stream {
-    fn p2_stream(&self) -> Box<dyn InputStream> {
-        Box::new(Stream::new(&self.stdio, self.number))
-    }
-
-    // Asked for by later previews only.
-    fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
-        StdinStream::async_stream(&ClosedInputStream)
-    }
-}
-
-impl StdoutStream for Stream {
-    fn p2_stream(&self) -> Box<dyn OutputStream> {
-        Box::new(Stream::new(&self.stdio, self.number))
-    }
-
-    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        StdoutStream::async_stream(&SinkOutputStream)
-    }
-}
-
-#[async_trait]
-impl Pollable for Stream {
-    async fn ready(&mut self) {
-        if self.number != STDIN {
-            return;
-        }
-        poll_fn(|_| {
-            let mut input = self.stdio.input.lock();
-            input.wanted = input.bytes.is_empty() && !input.ended;
-            if input.wanted { Poll::Pending } else { Poll::Ready(()) }
-        })
-        .await
-    }
-}
-
-#[async_trait]
-impl InputStream for Stream {
-    fn read(&mut self, size: usize) -> StreamResult<Bytes> {
-        let mut input = self.stdio.input.lock();
-        if input.bytes.is_empty() && input.ended {
-            return Err(StreamError::Closed);
-        }
-        let size = size.min(input.bytes.len());
-        Ok(input.bytes.split_to(size))
-    }
-}
-
-#[async_trait]
-impl OutputStream for Stream {
-    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        let mut output = self.stdio.output(self.number).lock();
-        match output.sink {
-            Sink::Nowhere => return Ok(()),
-            Sink::Kept(limit) if output.bytes.len() + bytes.len() > limit => {
-                let full = std::io::Error::from_raw_os_error(ENOSPC);
-                return Err(StreamError::LastOperationFailed(full.into()));
-            }
-            _ => {}
-        }
-        output.bytes.extend_from_slice(&bytes);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> StreamResult<()> {
-        Ok(())
-    }
-
-    fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(MAX_COPY)
-    }
-}
-
-/// The same on all systems that there are.
-const ENOSPC: i32 = 28;
-
 /// A clock that moves only when it is read.
 struct FixedClock {
     start: u64,
@@ -730,96 +520,11 @@ impl SplitMix {
 /// What an instance keeps of WASI while its store is in a call.
 pub struct Attached {
     pub stdio: Arc<Stdio>,
-    alarm: Arc<Alarm>,
-    waker: Waker,
-    runtime: Handle,
-}
-
-impl Attached {
-    /// Polls a call, so that its waker knows of it.
-    pub fn poll<F: Future + ?Sized>(&self, future: Pin<&mut F>) -> Poll<F::Output> {
-        *self.alarm.0.lock() = Bell { rung: false, waiting: None };
-        let _entered = self.runtime.enter();
-        future.poll(&mut Context::from_waker(&self.waker))
-    }
-
-    /// Has the calling process told when the call that was just polled can go on; None where it
-    /// can already.
-    pub fn arm<'a>(&self, env: Env<'a>) -> Option<Term<'a>> {
-        let mut bell = self.alarm.0.lock();
-        if bell.rung {
-            return None;
-        }
-        let wait = env.make_ref();
-        bell.waiting = Some((env.pid(), HeldTerm::new(*wait)));
-        Some(*wait)
-    }
-
-    /// Has the call look whether it must stop.
-    pub fn ring(&self, env: Env) {
-        self.alarm.ring(Some(env));
-    }
-}
-
-struct Alarm(Mutex<Bell>);
-
-struct Bell {
-    rung: bool,
-    /// The process that waits for the message, and what it knows it by.
-    waiting: Option<(LocalPid, HeldTerm)>,
-}
-
-impl Alarm {
-    fn ring(&self, env: Option<Env>) {
-        let mut bell = self.0.lock();
-        bell.rung = true;
-        let Some((pid, wait)) = bell.waiting.take() else { return };
-        if let Some(env) = env
-            && env.send(&pid, (atoms::beamr_wake(), wait.load(env))).is_ok()
-        {
-            return;
-        }
-        let send = move || {
-            let _ = OwnedEnv::new()
-                .send_and_clear(&pid, |env| (atoms::beamr_wake(), wait.load(env)).encode(env));
-        };
-        // Only a thread of no scheduler may send for no process. Wakers are called on tokio's;
-        // but a process that was killed inside a dirty NIF can send nothing itself.
-        if rustler::thread::is_scheduler_thread() {
-            let _ = std::thread::Builder::new().name("beamr-send".into()).spawn(send);
-        } else {
-            send();
-        }
-    }
-}
-
-impl Wake for Alarm {
-    fn wake(self: Arc<Self>) {
-        self.ring(None);
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.ring(None);
-    }
-}
-
-/// One for the node: a thread that keeps its timers, and those that wait for files.
-fn runtime() -> std::io::Result<&'static Runtime> {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    if let Some(runtime) = RUNTIME.get() {
-        return Ok(runtime);
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .max_blocking_threads(FILE_THREADS)
-        .thread_name("beamr-wasi")
-        .enable_time()
-        .build()?;
-    Ok(RUNTIME.get_or_init(|| runtime))
+    pub alarm: Alarm,
 }
 
 /// What `wasi:` grants, until the instance that it was made for takes it.
-pub struct WasiResource(Mutex<Option<(WasiP1Ctx, Arc<Stdio>, Option<SplitMix>)>>);
+pub struct WasiResource(Mutex<Option<(Wasi, Alarm)>>);
 
 #[rustler::resource_impl]
 impl Resource for WasiResource {}
@@ -837,13 +542,10 @@ impl Grant {
     /// What the store gets of it, and what the instance keeps.
     pub fn take(&self, imports: usize) -> Option<(Box<Wasi>, Attached)> {
         let (resource, indices) = self.0.as_ref()?;
-        let (ctx, stdio, random) = resource.0.lock().take()?;
-        let runtime = runtime().ok()?.handle().clone();
-        let provided = (0..imports).map(|index| indices.contains(&index)).collect();
-        let alarm = Arc::new(Alarm(Mutex::new(Bell { rung: false, waiting: None })));
-        let waker = Waker::from(alarm.clone());
-        let attached = Attached { stdio: stdio.clone(), alarm, waker, runtime };
-        Some((Box::new(Wasi { ctx, stdio, random, provided }), attached))
+        let (mut wasi, alarm) = resource.0.lock().take()?;
+        wasi.provided = (0..imports).map(|index| indices.contains(&index)).collect();
+        let attached = Attached { stdio: wasi.stdio.clone(), alarm };
+        Some((Box::new(wasi), attached))
     }
 }
 
@@ -883,24 +585,6 @@ impl<'a> Decoder<'a> for Options<'a> {
     }
 }
 
-impl<'a> Decoder<'a> for Sink {
-    fn decode(term: Term<'a>) -> NifResult<Self> {
-        if let Ok(limit) = term.decode::<usize>() {
-            return Ok(Sink::Kept(limit));
-        }
-        let sink: Atom = term.decode()?;
-        if sink == atoms::text() {
-            Ok(Sink::Text)
-        } else if sink == atoms::binary() {
-            Ok(Sink::Bytes)
-        } else if sink == atoms::nil() {
-            Ok(Sink::Nowhere)
-        } else {
-            Err(rustler::Error::BadArg)
-        }
-    }
-}
-
 /// Opens the directories, which may take a disk's time. `{:ok, resource}`, or
 /// `{:error, {host path | nil, what the system says}}`.
 #[rustler::nif(schedule = "DirtyIo")]
@@ -908,17 +592,12 @@ fn wasi_new<'a>(env: Env<'a>, options: Options<'a>) -> Term<'a> {
     let fail = |path: Option<&str>, kind: Term<'a>| {
         (atoms::error(), (path.map(|path| error::text(env, path)), kind)).encode(env)
     };
-    if let Err(error) = runtime() {
-        return fail(None, error::text(env, &error.to_string()));
-    }
-    let output = |sink| Mutex::new(Output { bytes: Vec::new(), sink, ending: false });
-    let bytes = options.stdin.map(|bytes| Bytes::copy_from_slice(bytes.as_slice()));
-    let ended = bytes.is_some();
-    let stdio = Arc::new(Stdio {
-        input: Mutex::new(Input { bytes: bytes.unwrap_or_default(), ended, wanted: false }),
-        outputs: [output(options.stdout), output(options.stderr)],
-        terminal: options.tty,
-    });
+    let alarm = match Alarm::new() {
+        Ok(alarm) => alarm,
+        Err(error) => return fail(None, error::text(env, &error.to_string())),
+    };
+    let input = options.stdin.as_ref().map(Binary::as_slice);
+    let stdio = Arc::new(Stdio::new(input, options.stdout, options.stderr, options.tty));
     let mut builder = WasiCtxBuilder::new();
     builder
         .args(&options.args)
@@ -939,8 +618,8 @@ fn wasi_new<'a>(env: Env<'a>, options: Options<'a>) -> Term<'a> {
             .monotonic_clock(FixedClock { start: 0, step, readings });
     }
     let random = options.random.map(SplitMix);
-    let granted = Mutex::new(Some((builder.build_p1(), stdio, random)));
-    (atoms::ok(), ResourceArc::new(WasiResource(granted))).encode(env)
+    let wasi = Wasi { ctx: builder.build_p1(), stdio, random, provided: Vec::new() };
+    (atoms::ok(), ResourceArc::new(WasiResource(Mutex::new(Some((wasi, alarm)))))).encode(env)
 }
 
 /// The name that Erlang has for the error, or the system's text.
@@ -965,29 +644,24 @@ fn wasi_signature(name: &str) -> Option<(Vec<Atom>, Vec<Atom>)> {
     Some((value::type_names(function.params()), value::type_names(results)))
 }
 
-fn stdio(instance: &InstanceResource) -> NifResult<&Stdio> {
-    instance.wasi.as_ref().map(|wasi| &*wasi.stdio).ok_or(rustler::Error::BadArg)
-}
-
 /// Takes what the guest has written to a stream.
 #[rustler::nif]
 fn wasi_take<'a>(env: Env<'a>, instance: &'a InstanceResource, stream: usize) -> Term<'a> {
-    let bytes = stdio(instance).map(|stdio| stdio.take(stream)).unwrap_or_default();
+    let bytes = instance.wasi.as_ref().map(|wasi| wasi.stdio.take(stream)).unwrap_or_default();
     NewBinary::from_slice(env, &bytes).into()
 }
 
 /// Gives the guest input to read. No bytes are the end of it.
 #[rustler::nif]
-fn wasi_feed<'a>(instance: &'a InstanceResource, bytes: Binary<'a>) -> NifResult<Atom> {
-    let mut input = stdio(instance)?.input.lock();
-    input.ended = bytes.is_empty();
-    input.bytes = Bytes::copy_from_slice(bytes.as_slice());
-    Ok(atoms::ok())
+fn wasi_feed<'a>(instance: &'a InstanceResource, bytes: Binary<'a>) -> Atom {
+    if let Some(wasi) = &instance.wasi {
+        wasi.stdio.feed(bytes.as_slice());
+    }
+    atoms::ok()
 }
 
-/// Sends the caller no message for the wait it is in; false where one was sent already.
+/// Sends the caller no message for the wait that it is in; false where one was sent already.
 #[rustler::nif]
 fn wasi_disarm(instance: &InstanceResource) -> bool {
-    let waiting = |wasi: &Attached| wasi.alarm.0.lock().waiting.take();
-    instance.wasi.as_ref().and_then(waiting).is_some()
+    instance.wasi.as_ref().is_some_and(|wasi| wasi.alarm.disarm())
 }
