@@ -7,6 +7,16 @@ defmodule Beamr.WASITest do
 
   doctest Beamr.WASI
 
+  defmodule Counter do
+    use Beamr.Server
+
+    @impl true
+    def init(start), do: {:ok, start}
+
+    @impl true
+    def handle_import({"env", "next"}, [], _wasm, count), do: {:reply, count, count + 1}
+  end
+
   setup_all do
     compile = &Beamr.compile_file!("test/guests/#{&1}.wasm")
     %{module: compile.("wasi"), reactor: compile.("reactor")}
@@ -611,6 +621,29 @@ defmodule Beamr.WASITest do
       end
     end
 
+    test "that hang hold up nothing but their guest",
+         %{module: module, granted: granted} = context do
+      # A pipe is opened when its other end is.
+      pipe = Path.join(granted, "pipe")
+      {"", 0} = System.cmd("mkfifo", [pipe])
+      wasi = [args: ["wasi", "cat", "/data/pipe"]] ++ context.read
+      wasm = Beamr.instantiate!(module, wasi: wasi)
+
+      {milliseconds, result} = timed(fn -> Beamr.call(wasm, "_start", [], timeout: 20) end)
+      assert {:error, %CallError{reason: :timeout}} = result
+      assert milliseconds < 2_000
+
+      task = Task.async(fn -> Beamr.call(wasm, "_start", [], timeout: :infinity) end)
+      await_asleep(task.pid)
+      assert run(module, ["cat", "/data/inside.txt"], context.read) == {0, "inside"}
+      Beamr.interrupt(wasm)
+      assert {:error, %CallError{reason: :interrupted}} = Task.await(task)
+
+      # Lets go of the threads that wait.
+      {:ok, both_ends} = File.open(pipe, [:read, :write, :raw])
+      File.close(both_ends)
+    end
+
     test "of some size go through whole", %{module: module, granted: granted} = context do
       bytes = :crypto.strong_rand_bytes(3_000_000)
       File.write!(Path.join(granted, "large"), bytes)
@@ -813,6 +846,19 @@ defmodule Beamr.WASITest do
       {:ok, server} = start_supervised({Beamr.Server, opts})
       assert {:error, %Exit{code: 3}} = Beamr.call(server, "_start", [])
       assert {:error, %Exit{code: 3}} = Beamr.call(server, "_start", [])
+    end
+
+    test "has its own imports beside WASI's" do
+      source = """
+      (module
+        (import "env" "next" (func $next (result i32)))
+        (import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32)))
+        (func (export "f") (result i32) (i32.add (call $next) (call $yield))))
+      """
+
+      {:ok, server} = start_supervised({__MODULE__.Counter, module: source, wasi: [], arg: 5})
+      assert Beamr.call(server, "f", []) == {:ok, [5]}
+      assert Beamr.call(server, "f", []) == {:ok, [6]}
     end
 
     test "stops sleeping when its client dies", %{reactor: reactor} do
