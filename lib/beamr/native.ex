@@ -136,8 +136,12 @@ defmodule Beamr.Native do
   def memory_write_dirty(_instance, _memory, _offset, _data, _terminated), do: unloaded()
 
   @spec wasi_new(tuple()) ::
-          {:ok, wasi_ref()} | {:error, {String.t() | nil, File.posix() | String.t()}}
+          {:ok, wasi_ref()} | {:error, {String.t() | nil, File.posix() | String.t()}} | :dirty
   def wasi_new(_options), do: unloaded()
+
+  @spec wasi_new_dirty(tuple()) ::
+          {:ok, wasi_ref()} | {:error, {String.t() | nil, File.posix() | String.t()}}
+  def wasi_new_dirty(_options), do: unloaded()
 
   @spec wasi_signature(String.t()) ::
           {[Beamr.Module.value_type()], [Beamr.Module.value_type()]} | nil

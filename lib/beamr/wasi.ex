@@ -310,7 +310,13 @@ defmodule Beamr.WASI do
       {opts.args, Enum.to_list(opts.env), dirs, input(opts.stdin), sink(opts.stdout),
        sink(opts.stderr), clock(opts.clock), opts.random, opts.tty}
 
-    case Native.wasi_new(options) do
+    granted =
+      case Native.wasi_new(options) do
+        :dirty -> Native.wasi_new_dirty(options)
+        granted -> granted
+      end
+
+    case granted do
       {:ok, ref} ->
         {:ok,
          {ref, for({{_module, _name, :wasi}, index} <- Enum.with_index(functions), do: index)}}

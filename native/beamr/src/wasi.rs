@@ -585,10 +585,22 @@ impl<'a> Decoder<'a> for Options<'a> {
     }
 }
 
-/// Opens the directories, which may take a disk's time. `{:ok, resource}`, or
-/// `{:error, {host path | nil, what the system says}}`.
-#[rustler::nif(schedule = "DirtyIo")]
+/// `{:ok, resource}`, or `{:error, {host path | nil, what the system says}}`; `:dirty` where
+/// directories have to be opened, which may take a disk's time.
+#[rustler::nif]
 fn wasi_new<'a>(env: Env<'a>, options: Options<'a>) -> Term<'a> {
+    match options.dirs.is_empty() {
+        true => grant(env, options),
+        false => atoms::dirty().encode(env),
+    }
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn wasi_new_dirty<'a>(env: Env<'a>, options: Options<'a>) -> Term<'a> {
+    grant(env, options)
+}
+
+fn grant<'a>(env: Env<'a>, options: Options<'a>) -> Term<'a> {
     let fail = |path: Option<&str>, kind: Term<'a>| {
         (atoms::error(), (path.map(|path| error::text(env, path)), kind)).encode(env)
     };
