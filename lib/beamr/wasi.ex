@@ -41,9 +41,9 @@ defmodule Beamr.WASI do
     * a function of one argument - called with the bytes;
     * a pid or a registered name - is sent `{:beamr_stdout, instance, bytes}` or
       `{:beamr_stderr, instance, bytes}`;
-    * `:buffer` or `{:buffer, bytes}` - kept until `take_output/2` takes it. A buffer holds a
-      megabyte (1048576 bytes) unless said otherwise; when it is full, the guest's writes fail as on a full
-      disk (`ENOSPC`);
+    * `:buffer` or `{:buffer, bytes}` - kept until `take_output/2` takes it. A buffer holds 1048576
+      bytes unless said otherwise; when it is full, the guest's writes fail as on a full disk
+      (`ENOSPC`);
     * nil - nowhere.
 
   Functions run as imports do: in the process that makes the call, one after the other, while the
@@ -59,8 +59,11 @@ defmodule Beamr.WASI do
   ## Waiting
 
   A guest that sleeps, or waits for a file, holds neither a scheduler nor a thread: its process
-  waits for a message. It can be timed out, interrupted, closed and killed meanwhile. Files are
-  read and written by a few threads that all guests of the node share.
+  waits for a message. It can be timed out, interrupted, closed and killed meanwhile. Sleeping
+  takes its time also where the clocks are fixed. Files are opened, read and written by a few
+  threads (32 at most, started when needed) that all guests of the node share, so a slow disk
+  holds up nothing but those who use it. A function behind `:stdin` is waited for as any import,
+  whatever time the guest itself allows for its input.
 
   ## Commands and reactors
 

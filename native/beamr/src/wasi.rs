@@ -320,6 +320,7 @@ async fn perform(
     let mut memory = GuestMemory::Shared(view.cells());
     if !*long && function.copies(&memory, params) > LONG_COPY {
         *long = true;
+        store::capture(&mut *caller);
         give_way().await;
     }
     let Some(wasi) = caller.data_mut().wasi.as_mut() else {
@@ -354,7 +355,8 @@ async fn perform(
     done
 }
 
-/// Ends the slice: a long call goes on on a dirty scheduler.
+/// Ends the slice, so that a long call goes on on a dirty scheduler. The guest is suspended
+/// meanwhile: where its memories are must have been recorded.
 async fn give_way() {
     let mut given = false;
     poll_fn(|context| match std::mem::replace(&mut given, true) {
