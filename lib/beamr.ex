@@ -143,6 +143,8 @@ defmodule Beamr do
     * `:imports` - what the module imports: a map of maps of functions, memories, globals and
       tables, see `t:Beamr.Instance.imports/0`. All that is missing or does not fit is listed in one
       `Beamr.LinkError`; what the module does not import is ignored.
+    * `:wasi` - what the guest is granted of WASI preview 1: a list of options, see `Beamr.WASI`,
+      or `true` for nothing but the functions themselves. Imports given in `:imports` come first.
     * `:timeout` - milliseconds that the start function may take, or `:infinity`;
       #{@call_timeout} unless given.
     * `:scheduler` - where the start function runs: see `t:Beamr.Instance.scheduler/0`.
@@ -156,7 +158,8 @@ defmodule Beamr do
       have been compiled with `fuel: true`; source given here is.
 
   Fails with `Beamr.CompileError`, `Beamr.LinkError`, `Beamr.LimitError` for a module that asks
-  for more than its limits from the start, or whatever ended the start function: see `call/4`.
+  for more than its limits from the start, `Beamr.WASIError`, or whatever ended the start
+  function: see `call/4`.
 
   The stack of a guest is limited for the whole node: 524288 bytes, or what
   `config :beamr, max_stack: bytes` said when Beamr was loaded. A guest that needs more traps
@@ -207,7 +210,8 @@ defmodule Beamr do
         max_depth: @max_depth,
         max_memory: nil,
         max_table_elements: nil,
-        fuel: nil
+        fuel: nil,
+        wasi: nil
       )
       |> Map.new()
       |> Map.pop!(:imports)
@@ -221,7 +225,7 @@ defmodule Beamr do
       check!(size?(value, 0), name, value, "an integer from 0 to 2^64 - 1")
     end
 
-    {imports, options}
+    {imports, %{options | wasi: Beamr.WASI.options!(options.wasi)}}
   end
 
   @doc "As `instantiate/2`, but raises the error."
@@ -249,7 +253,9 @@ defmodule Beamr do
 
     * `Beamr.CallError`: the call cannot be made, or was ended from outside;
     * `Beamr.Trap`: the guest trapped;
-    * `Beamr.ImportError`: an import failed.
+    * `Beamr.ImportError`: an import failed;
+    * `Beamr.Exit`: a WASI guest exited. With code 0 this is `{:ok, []}` where the function has
+      no results.
 
       iex> wasm = Beamr.instantiate!(~s|(module (func (export "div") (param i32 i32) (result i32)
       ...>   (i32.div_s (local.get 0) (local.get 1))))|)

@@ -44,6 +44,18 @@ defmodule :beamr do
   def instantiate(module, opts),
     do: Beamr.instantiate(module, erlang_imports(options(opts), module))
 
+  @doc "See `Beamr.WASI.run/2`."
+  @spec run(Beamr.Module.t() | binary(), options()) :: result(non_neg_integer())
+  def run(module, opts \\ []) do
+    opts = options(opts)
+    opts = if is_struct(module), do: erlang_imports(opts, module), else: opts
+    Beamr.WASI.run(module, opts)
+  end
+
+  @doc "See `Beamr.WASI.take_output/2`."
+  @spec take_output(Beamr.guest(), :stdout | :stderr) :: binary()
+  def take_output(guest, stream), do: Beamr.WASI.take_output(guest, stream)
+
   @doc "See `Beamr.Server.start_link/1`."
   @spec start_link(options()) :: GenServer.on_start()
   def start_link(opts), do: Beamr.start_link(server_options(opts))
@@ -470,8 +482,11 @@ defmodule :beamr do
   defp options(opts) when is_map(opts), do: opts |> Map.to_list() |> options()
 
   defp options(opts) when is_list(opts) do
-    for {name, value} <- :proplists.unfold(opts), do: {name, from_erlang(value)}
+    for {name, value} <- :proplists.unfold(opts), do: {name, option(name, value)}
   end
+
+  defp option(:wasi, wasi) when is_map(wasi) or is_list(wasi), do: options(wasi)
+  defp option(_name, value), do: from_erlang(value)
 
   defp server_options(opts) do
     opts = Enum.map(options(opts), &server_option/1)

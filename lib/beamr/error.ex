@@ -126,7 +126,7 @@ defmodule Beamr.LinkError do
   end
 
   defp line(%{problem: :missing} = import) do
-    "#{name(import)} is missing: #{Beamr.Module.format_type(import.wanted)}#{hint(import.wanted)}"
+    "#{name(import)} is missing: #{Beamr.Module.format_type(import.wanted)}#{missing_hint(import)}"
   end
 
   defp line(%{problem: :type} = import) do
@@ -156,6 +156,12 @@ defmodule Beamr.LinkError do
   defp unit(%{wanted: {:table, _type}}), do: "elements"
 
   defp name(import), do: "#{inspect(import.module)} #{inspect(import.name)}"
+
+  defp missing_hint(%{module: "wasi_snapshot_preview1"}) do
+    " (a function of WASI: the option wasi: [] grants it, see Beamr.WASI)"
+  end
+
+  defp missing_hint(import), do: hint(import.wanted)
 
   defp hint({:function, %{params: params}}) do
     " (an Elixir function of arity #{length(params) + 1}: the instance comes first)"
@@ -669,11 +675,62 @@ defmodule Beamr.AllocatorError do
   defp region(%{base: base, limit: limit}), do: "from #{base} to #{limit - 1}"
 end
 
+defmodule Beamr.Exit do
+  @moduledoc """
+  A WASI guest that ended its program by `proc_exit`, as C's `exit` does. The instance stays
+  usable, though few programs expect to be called again.
+
+  `code` is the exit code, from 0 to 4294967295 (C's `exit(-1)`). Where a function without
+  results, as `_start` is, exits with code 0, its call answers `{:ok, []}` instead.
+  """
+
+  defexception [:code, :function]
+
+  @type t :: %__MODULE__{code: non_neg_integer(), function: term()}
+
+  @impl true
+  def message(%{code: code}), do: "the guest exited with code #{code}"
+end
+
+defmodule Beamr.WASIError do
+  @moduledoc """
+  Something that `wasi:` grants and that could not be had.
+
+  `path` is the directory of the host that could not be opened; `reason` is `:enoent`,
+  `:enotdir`, `:eacces`, or else `:system`, and `detail` what the system says. Without a `path`
+  the system refused Beamr the thread that WASI's clocks need.
+  """
+
+  defexception [:reason, :path, :detail]
+
+  @type t :: %__MODULE__{
+          reason: :enoent | :enotdir | :eacces | :system,
+          path: Path.t() | nil,
+          detail: String.t() | nil
+        }
+
+  @impl true
+  def message(%{path: nil} = e), do: "WASI could not be started: #{e.detail}"
+
+  def message(%{reason: :system} = e), do: "#{e.path} cannot be granted: #{e.detail}"
+
+  def message(e), do: "#{e.path} cannot be granted: #{:file.format_error(e.reason)}"
+end
+
 defmodule Beamr.Error do
   @moduledoc false
   # Makes exceptions of the reasons that the NIFs answer.
 
-  alias Beamr.{CallError, CompileError, ExportError, ImportError, LimitError, MemoryError, Trap}
+  alias Beamr.{
+    CallError,
+    CompileError,
+    Exit,
+    ExportError,
+    ImportError,
+    LimitError,
+    MemoryError,
+    Trap
+  }
 
   @spec compile(term(), Path.t() | nil) :: CompileError.t()
   def compile({kind, detail, offset, {line, column}}, path \\ nil) do
@@ -716,6 +773,8 @@ defmodule Beamr.Error do
       given: Enum.at(args, position - 1)
     }
   end
+
+  def call({:exit, code}, function, _args), do: %Exit{code: code, function: function}
 
   def call({:depth, limit}, function, _args) do
     %CallError{reason: :depth, function: function, wanted: limit}

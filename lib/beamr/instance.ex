@@ -21,7 +21,8 @@ defmodule Beamr.Instance do
     LinkError,
     Module,
     Native,
-    Telemetry
+    Telemetry,
+    WASI
   }
 
   @enforce_keys [:ref, :module, :imports]
@@ -95,10 +96,12 @@ defmodule Beamr.Instance do
            max_depth: pos_integer(),
            max_memory: non_neg_integer() | nil,
            max_table_elements: non_neg_integer() | nil,
-           fuel: non_neg_integer() | nil
+           fuel: non_neg_integer() | nil,
+           wasi: map() | nil
          }
 
   @timeout 5_000
+  @longest_wait 0xFFFFFFFF
 
   # A slice on a normal scheduler lasts as long as the timeslices of this many Elixir processes,
   # so that many get their turn after it.
@@ -115,12 +118,13 @@ defmodule Beamr.Instance do
   end
 
   defp make(module, imports, options) do
-    with {:ok, functions, given} <- link(module, imports) do
+    with {:ok, functions, given} <- link(module, imports, options.wasi),
+         {:ok, granted} <- WASI.grant(options.wasi, functions) do
       timeout = within_outer(options.timeout)
 
       native_options =
         {milliseconds(timeout), options.max_depth, options.max_memory, options.max_table_elements,
-         options.fuel}
+         options.fuel, granted}
 
       {ref, step} =
         case Native.instance_start(module.ref, native_options, given) do
@@ -128,7 +132,8 @@ defmodule Beamr.Instance do
           started -> started
         end
 
-      instance = %__MODULE__{ref: ref, module: module, imports: functions}
+      imports = List.to_tuple(functions ++ WASI.streams(options.wasi))
+      instance = %__MODULE__{ref: ref, module: module, imports: imports}
 
       case drive(step, instance, options.scheduler, nil, deadline(timeout)) do
         {:ok, []} -> {:ok, instance}
@@ -139,13 +144,13 @@ defmodule Beamr.Instance do
 
   # The functions of the imports, by the import's index, and what is given for the others; or
   # every import that does not fit.
-  defp link(module, imports) do
-    linked = Enum.map(Module.imports(module), &link_one(&1, imports))
+  defp link(module, imports, wasi) do
+    linked = Enum.map(Module.imports(module), &link_one(&1, imports, wasi))
 
     # Nearly always there are functions only, and they fit.
     case for({_kind, _value} = other <- linked, do: other) do
-      [] -> {:ok, List.to_tuple(linked), []}
-      others -> link_others(others, List.to_tuple(linked), module)
+      [] -> {:ok, linked, []}
+      others -> link_others(others, linked, module)
     end
   end
 
@@ -162,18 +167,23 @@ defmodule Beamr.Instance do
     end
   end
 
-  defp link_one({module, name, {:function, %{params: params}} = type}, imports) do
+  defp link_one({module, name, {:function, %{params: params}} = type}, imports, wasi) do
     case given(imports, module, name) do
       {:ok, function} when is_function(function, length(params) + 1) -> {module, name, function}
       {:ok, {:list, function}} when is_function(function, 2) -> {module, name, {:list, function}}
       {:ok, value} -> problem(module, name, :type, type, value)
-      :error -> otherwise(imports, module, name, type)
+      :error when wasi == nil -> otherwise(imports, module, name, type)
+      :error -> link_wasi(WASI.signature(module, name), module, name, type, imports)
     end
   end
 
-  defp link_one({module, name, _type} = import, imports) do
+  defp link_one({module, name, _type} = import, imports, _wasi) do
     {:item, {import, given(imports, module, name)}}
   end
+
+  defp link_wasi(nil, module, name, type, imports), do: otherwise(imports, module, name, type)
+  defp link_wasi(type, module, name, type, _imports), do: {module, name, :wasi}
+  defp link_wasi(wasi, module, name, type, _imports), do: problem(module, name, :type, type, wasi)
 
   defp given(imports, module, name) do
     case imports do
@@ -338,6 +348,12 @@ defmodule Beamr.Instance do
     ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client, deadline)
   end
 
+  # The guest waits for a clock or a file: it is woken by a message.
+  defp drive({:wait, wait}, %{ref: ref} = instance, scheduler, client, deadline) do
+    await_wake(ref, wait, client, deadline)
+    ref |> resume(:continue, nil, scheduler) |> drive(instance, scheduler, client, deadline)
+  end
+
   defp drive({:import, index, args}, %{ref: ref} = instance, scheduler, client, deadline) do
     {module, name, function} = elem(instance.imports, index)
 
@@ -364,6 +380,51 @@ defmodule Beamr.Instance do
             drive(step, instance, scheduler, client, deadline)
         end
     end
+  end
+
+  # Also comes back when the guest has to end, which it finds out for itself.
+  defp await_wake(ref, wait, nil, deadline) do
+    receive do
+      {:beamr_wake, ^wait} -> :ok
+    after
+      time_left(deadline) -> disarm(ref, wait)
+    end
+  end
+
+  defp await_wake(ref, wait, client, deadline) do
+    monitor = Process.monitor(client)
+
+    receive do
+      {:beamr_wake, ^wait} ->
+        :ok
+
+      {:DOWN, ^monitor, :process, _pid, _reason} ->
+        Native.instance_interrupt(ref)
+        disarm(ref, wait)
+    after
+      time_left(deadline) -> disarm(ref, wait)
+    end
+
+    Process.demonitor(monitor, [:flush])
+  end
+
+  # If the guest was woken at the last moment, the message is here or on its way.
+  defp disarm(ref, wait) do
+    unless Native.wasi_disarm(ref) do
+      receive do
+        {:beamr_wake, ^wait} -> :ok
+      after
+        1_000 -> :ok
+      end
+    end
+  end
+
+  defp time_left(:infinity), do: :infinity
+
+  # Rounded up, so that the guest's own deadline has passed too; and no longer than `receive` can
+  # wait, after which the guest waits again.
+  defp time_left(deadline) do
+    (deadline - System.monotonic_time(:millisecond) + 1) |> max(0) |> min(@longest_wait)
   end
 
   defp run_import(function, instance, args, deadline) do

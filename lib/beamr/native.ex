@@ -9,6 +9,7 @@ defmodule Beamr.Native do
 
   @type module_ref :: reference()
   @type instance_ref :: reference()
+  @type wasi_ref :: reference()
   @type reason :: term()
   @type import_index :: non_neg_integer()
   @type step ::
@@ -17,6 +18,7 @@ defmodule Beamr.Native do
           | :yield
           | :hurry
           | {:import, import_index(), [term()]}
+          | {:wait, reference()}
           | {:queue, reference()}
           | :dirty
 
@@ -64,10 +66,13 @@ defmodule Beamr.Native do
   @typedoc "What is given for each import that is no function: limits, or a global's value."
   @type given :: [{non_neg_integer(), non_neg_integer() | nil} | term()]
 
-  @typedoc "Timeout, maximal depth, memory, table elements and fuel; nil is no limit."
+  @typedoc """
+  Timeout, maximal depth, memory, table elements and fuel, nil being no limit; and what is granted
+  of WASI, with the indices of the imports that are WASI's.
+  """
   @type instance_options ::
           {integer(), pos_integer(), non_neg_integer() | nil, non_neg_integer() | nil,
-           non_neg_integer() | nil}
+           non_neg_integer() | nil, {wasi_ref(), [import_index()]} | nil}
 
   @spec instance_start(module_ref(), instance_options(), given()) ::
           {instance_ref(), step()} | :dirty
@@ -329,6 +334,26 @@ defmodule Beamr.Native do
 
   @spec held_count(instance_ref()) :: {:ok, non_neg_integer()} | {:error, reason()}
   def held_count(_instance), do: unloaded()
+  @spec wasi_new(tuple()) ::
+          {:ok, wasi_ref()} | {:error, {String.t() | nil, File.posix() | String.t()}} | :dirty
+  def wasi_new(_options), do: unloaded()
+
+  @spec wasi_new_dirty(tuple()) ::
+          {:ok, wasi_ref()} | {:error, {String.t() | nil, File.posix() | String.t()}}
+  def wasi_new_dirty(_options), do: unloaded()
+
+  @spec wasi_signature(String.t()) ::
+          {[Beamr.Module.value_type()], [Beamr.Module.value_type()]} | nil
+  def wasi_signature(_name), do: unloaded()
+
+  @spec wasi_take(instance_ref(), 1 | 2) :: binary()
+  def wasi_take(_instance, _stream), do: unloaded()
+
+  @spec wasi_feed(instance_ref(), binary()) :: :ok
+  def wasi_feed(_instance, _bytes), do: unloaded()
+
+  @spec wasi_disarm(instance_ref()) :: boolean()
+  def wasi_disarm(_instance), do: unloaded()
 
   @spec bench_noop() :: :ok
   def bench_noop, do: unloaded()

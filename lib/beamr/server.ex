@@ -23,7 +23,7 @@ defmodule Beamr.Server do
     * `:reset`: the server makes itself a fresh instance, and keeps its pid;
     * `:keep`: the server goes on with the instance as the trap left it.
 
-  A timeout, an interrupt or a failed import is no trap: the server goes on. A server whose
+  A timeout, an interrupt, a failed import or an exit is no trap: the server goes on. A server whose
   instance is gone stops with the reason `:closed`.
 
   ## Imports with state
@@ -50,7 +50,7 @@ defmodule Beamr.Server do
       Beamr.call(counter, "run", [])
       GenServer.call(counter, :count)
 
-  `c:handle_import/4` gets what `imports:` does not have. The other callbacks are GenServer's,
+  `c:handle_import/4` gets what neither `imports:` nor `wasi:` has. The other callbacks are GenServer's,
   for messages of the server's own. Inside them, `run/4` calls the guest with a state.
 
   Or keep a `Beamr.Instance` in the state of any GenServer: an instance needs no server of its
@@ -140,7 +140,8 @@ defmodule Beamr.Server do
     :max_depth,
     :max_memory,
     :max_table_elements,
-    :fuel
+    :fuel,
+    :wasi
   ]
   @server_options [:module, :init, :on_trap, :name, :hibernate_after, :callback, :arg]
   @child_options [:id, :restart, :shutdown]
@@ -189,7 +190,7 @@ defmodule Beamr.Server do
 
     * `:module` - a `Beamr.Module`, WebAssembly bytes or text, or the path of a file (required);
     * `:imports`, `:timeout`, `:scheduler`, `:max_depth`, `:max_memory`, `:max_table_elements`,
-      `:fuel` - as for `Beamr.instantiate/2`;
+      `:fuel`, `:wasi` - as for `Beamr.instantiate/2`;
     * `:init` - called once after instantiation: the name of an export without parameters, or a
       function that takes the instance. An error (a tuple or an exception) keeps the server from
       starting;

@@ -276,6 +276,18 @@ defmodule Beamr.ClusterTest do
       assert Instance.add_fuel(far, 5) == {:ok, 1_005}
     end
 
+    test "has WASI there, and writes to a process here", %{node: node} do
+      wasm = File.read!("test/guests/reactor.wasm")
+      far = start_server(node, module: wasm, wasi: [stdout: self(), stderr: :buffer])
+      assert Beamr.call(far, "say", [1]) == {:ok, []}
+      assert_receive {:beamr_stdout, %Instance{}, "number 1\n"}
+      assert Beamr.WASI.take_output(far, :stderr) == ""
+
+      {outcome, _time} = outcome(fn -> Beamr.call(far, "sleep", [10_000], timeout: 50) end)
+      assert {:answer, {:error, %CallError{reason: :timeout}}} = outcome
+      assert Beamr.call(far, "initialized", []) == {:ok, [1]}
+    end
+
     test "runs its imports in its own process, on its own node", %{node: node} do
       far = start_server(node)
       assert Beamr.call(far, "where", [nil]) == {:ok, [{node, far}]}

@@ -5,13 +5,15 @@ defmodule Beamr.ErrorTest do
     AllocatorError,
     CallError,
     CompileError,
+    Exit,
     ExportError,
     ImportError,
     LimitError,
     LinkError,
     MemoryError,
     StructError,
-    Trap
+    Trap,
+    WASIError
   }
 
   # Every reason of every exception, and what it says.
@@ -132,6 +134,13 @@ defmodule Beamr.ErrorTest do
            given: {:memory, 2},
            required: 4,
            provided: nil
+         },
+         %{
+           module: "wasi_snapshot_preview1",
+           name: "proc_exit",
+           problem: :missing,
+           wanted: {:function, %{params: [:i32], results: []}},
+           given: nil
          }
        ]
      },
@@ -147,7 +156,8 @@ defmodule Beamr.ErrorTest do
        * "x" "v" must be an f32 (a number in its range, or one of the atoms nan, infinity and neg_infinity), given: {:global, "1"}
        * "x" "s" is too small: 2 pages are required, given: 1
        * "x" "l" is too large: at most 9 elements are allowed, given: 10
-       * "x" "n" has no maximum: at most 4 pages are allowed\
+       * "x" "n" has no maximum: at most 4 pages are allowed
+       * "wasi_snapshot_preview1" "proc_exit" is missing: function (i32) -> () (a function of WASI: the option wasi: [] grants it, see Beamr.WASI)\
      """},
     {%CallError{reason: :unknown_function, function: "f"},
      ~S|the module exports no function "f"|},
@@ -182,6 +192,14 @@ defmodule Beamr.ErrorTest do
     {%CallError{reason: :system, function: "f", detail: "no memory"},
      ~S|the call of "f" failed: no memory|},
     {%CallError{reason: :system, detail: "no memory"}, "instantiation failed: no memory"},
+    {%Exit{code: 3, function: "_start"}, "the guest exited with code 3"},
+    {%WASIError{reason: :enoent, path: "no/such"},
+     "no/such cannot be granted: no such file or directory"},
+    {%WASIError{reason: :enotdir, path: "a.txt"}, "a.txt cannot be granted: not a directory"},
+    {%WASIError{reason: :eacces, path: "/root"}, "/root cannot be granted: permission denied"},
+    {%WASIError{reason: :system, path: "dir", detail: "Too many open files (os error 24)"},
+     "dir cannot be granted: Too many open files (os error 24)"},
+    {%WASIError{reason: :system, detail: "no threads"}, "WASI could not be started: no threads"},
     {%Trap{reason: :unreachable}, "the guest trapped: unreachable instruction executed"},
     {%Trap{
        reason: :integer_divide_by_zero,
@@ -317,7 +335,8 @@ defmodule Beamr.ErrorTest do
           LimitError,
           ExportError,
           StructError,
-          AllocatorError
+          AllocatorError,
+          WASIError
         ] do
       test "is tested for each reason that #{inspect(module)} may have" do
         tested =

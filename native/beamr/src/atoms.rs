@@ -12,6 +12,8 @@ rustler::atoms! {
     dirty,
     queue,
     beamr_turn,
+    wait,
+    beamr_wake,
     badarg,
 
     // answers to a step
@@ -40,6 +42,7 @@ rustler::atoms! {
     limit,
     system,
     panicked,
+    exit,
 
     // memory
     out_of_bounds,
@@ -132,6 +135,11 @@ rustler::atoms! {
     table_set,
     table_grow,
     memory_grow,
+
+    // what the system says
+    enoent,
+    enotdir,
+    eacces,
 
     // options
     fuel,

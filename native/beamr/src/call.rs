@@ -7,12 +7,13 @@ use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
 use wasmtime::{AsContext, AsContextMut, Func, RootScope, Store, Val, ValType};
 
 use crate::atoms;
-use crate::error::{Fault, Stop};
+use crate::error::{Exit, Fault, Stop};
 use crate::export::Reach;
 use crate::instance::{InstanceResource, Wait, locked, timeout};
 use crate::module::Compiled;
 use crate::store::{self, Host};
 use crate::value::{self, FuncHandle, FuncResource, Signature, Value};
+use crate::wasi;
 
 pub type Outcome = wasmtime::Result<Results>;
 
@@ -208,10 +209,13 @@ pub async fn top_call(
     target: Target,
     args: Args,
 ) -> (Store<Host>, Outcome) {
-    let outcome = match target.find(&mut store) {
+    let mut outcome = match target.find(&mut store) {
         Some(func) => run(&mut store, func, args).await,
         None => Err(Stop::Closed.into()),
     };
+    if store.data().wasi.is_some() {
+        outcome = wasi::finish(&mut store, outcome).await;
+    }
     (store, outcome)
 }
 
@@ -221,8 +225,14 @@ pub async fn run(mut store: impl AsContextMut<Data = Host>, func: Func, args: Ar
         Args::Numbers { mut values, params } => {
             store::new_slice(&mut store);
             let (given, results) = values.split_at_mut(params);
-            func.call_async(&mut store, given, results).await?;
-            Ok(Results::Numbers { values, params })
+            match func.call_async(&mut store, given, results).await {
+                Ok(()) => Ok(Results::Numbers { values, params }),
+                // A program that exits with 0 has come to its end, as one whose `_start` returns.
+                Err(error) if results.is_empty() && error.downcast_ref() == Some(&Exit(0)) => {
+                    Ok(Results::None)
+                }
+                Err(error) => Err(error),
+            }
         }
         Args::Values { values, signature } => {
             // References that the call makes live no longer than the call.

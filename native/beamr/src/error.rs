@@ -42,6 +42,18 @@ impl Stop {
     }
 }
 
+/// The guest's program has ended itself, with this code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit(pub u32);
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "the guest exited with code {}", self.0)
+    }
+}
+
+impl std::error::Error for Exit {}
+
 /// Why a request was refused or a call did not end well.
 pub enum Fault {
     Stop(Stop),
@@ -85,6 +97,7 @@ pub enum Fault {
     At(usize, Box<Fault>),
     /// A limit of the instance's own that instantiation would go over.
     Limit(Limit),
+    Exit(Exit),
     Panicked,
     Wasm(wasmtime::Error),
 }
@@ -126,6 +139,8 @@ impl From<wasmtime::Error> for Fault {
             Fault::Stop(*stop)
         } else if let Some(limit) = error.downcast_ref::<Limit>() {
             Fault::Limit(*limit)
+        } else if let Some(exit) = error.downcast_ref::<Exit>() {
+            Fault::Exit(*exit)
         } else {
             Fault::Wasm(error)
         }
@@ -162,6 +177,7 @@ fn reason<'a>(env: Env<'a>, fault: &Fault) -> Term<'a> {
         Fault::Limit(limit) => {
             (atoms::limit(), limit.atom(), limit.allowed, limit.wanted).encode(env)
         }
+        Fault::Exit(Exit(code)) => (atoms::exit(), code).encode(env),
         Fault::Panicked => atoms::panicked().encode(env),
         Fault::Wasm(error) => wasm_reason(env, error),
     }

@@ -9,8 +9,8 @@ use std::future::Future;
 
 use rustler::{Atom, NifResult, Term};
 use wasmtime::{
-    Caller, Extern, ExternType, Global, Memory, MemoryTypeBuilder, Ref, RootScope, Store, Table,
-    TableType, Val, ValType,
+    AsContextMut, Caller, Extern, ExternType, Global, Memory, MemoryTypeBuilder, Ref, RootScope,
+    Store, Table, TableType, Val, ValType,
 };
 
 use crate::error::Stop;
@@ -31,7 +31,7 @@ pub fn function(
     move |caller, params, results| Box::new(run(caller, index, params, results))
 }
 
-async fn run(
+pub async fn run(
     mut caller: Caller<'_, Host>,
     index: usize,
     params: &[Val],
@@ -44,28 +44,37 @@ async fn run(
     let owner = caller.data().id;
     find_memories(&mut caller);
     ask(&exchange, &mut caller, index, params, owner);
+    answered(&mut caller, &exchange).await?;
+    exchange.with_values(|values| give(&mut caller, index, values, results))?;
+    store::new_slice(&mut caller);
+    Ok(())
+}
+
+/// Waits for the answer to what was asked, and does what is handed in meanwhile.
+pub async fn answered(
+    store: &mut (impl Reach + AsContextMut<Data = Host>),
+    exchange: &Exchange,
+) -> wasmtime::Result<()> {
     loop {
         match exchange.errand().await {
             Errand::Return => {
-                if let Some(stop) = exchange.stop() {
-                    return Err(stop.into());
-                }
-                exchange.with_values(|values| give(&mut caller, index, values, results))?;
-                store::new_slice(&mut caller);
-                return Ok(());
+                return match exchange.stop() {
+                    Some(stop) => Err(stop.into()),
+                    None => Ok(()),
+                };
             }
             Errand::Stop(stop) => return Err(stop.into()),
             Errand::Call { target, args } => {
-                let outcome = match target.find(&mut caller) {
-                    Some(func) => call::run(&mut caller, func, args).await,
+                let outcome = match target.find(store) {
+                    Some(func) => call::run(&mut *store, func, args).await,
                     None => Err(wasmtime::Error::from(Stop::Closed)),
                 };
-                store::capture(&mut caller);
+                store::capture(&mut *store);
                 exchange.post(Asked::Called(outcome));
             }
             Errand::Perform(operation) => {
-                let performed = export::perform(&mut caller, operation);
-                store::capture(&mut caller);
+                let performed = export::perform(store, operation);
+                store::capture(&mut *store);
                 exchange.post(Asked::Performed(performed));
             }
         }
@@ -109,7 +118,7 @@ fn give(
 
 /// Finds the memories by the caller, because a start function may call imports before the
 /// instance is known.
-fn find_memories(caller: &mut Caller<'_, Host>) {
+pub fn find_memories(caller: &mut Caller<'_, Host>) {
     let module = caller.data().module.clone();
     if caller.data().memories.len() != module.memories.len() {
         let places = module.memories.iter();
@@ -188,7 +197,7 @@ pub fn externs(
     let missing = || wasmtime::Error::msg("an import is missing");
     let mut items = module.items.iter().zip(given);
     let mut externs: Vec<Extern> = Vec::with_capacity(module.imports.len());
-    for (index, function) in module.imports.iter().enumerate() {
+    for (index, function) in module.imports[..module.module.imports().len()].iter().enumerate() {
         let made = if function.is_some() {
             let functions = module.host_functions.as_ref().ok_or_else(missing)?;
             functions.get(&mut *store, "", &index.to_string())?

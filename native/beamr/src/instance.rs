@@ -24,7 +24,6 @@ use rustler::{
 };
 use wasmtime::{Store, ThrownException, Trap};
 
-use crate::atoms;
 use crate::call::{self, Answer, Outcome, Request, Results};
 use crate::engine::{self, Slice};
 use crate::error::{self, Fault, Stop};
@@ -36,6 +35,7 @@ use crate::memory::{self, View};
 use crate::module::{Compiled, ModuleResource};
 use crate::store::{self, Host, Limits};
 use crate::value::{self, HeldTerm};
+use crate::{atoms, wasi};
 
 /// How long a normal scheduler may wait for the lock.
 const BRIEF: Duration = Duration::from_micros(20);
@@ -67,6 +67,7 @@ pub struct InstanceResource {
     pub module: Arc<Compiled>,
     pub exchange: Arc<Exchange>,
     pub held: Held,
+    pub wasi: Option<wasi::Attached>,
     max_depth: usize,
     in_flight: AtomicBool,
     /// Set for good by whoever closes the instance, who may have to wait for the lock: nobody is
@@ -245,6 +246,13 @@ impl InstanceResource {
         }
     }
 
+    /// Wakes the call in flight, if it waits, to let it see that it is to end.
+    fn ring(&self, env: Env) {
+        if let Some(wasi) = &self.wasi {
+            wasi.alarm.ring(env);
+        }
+    }
+
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
     }
@@ -319,8 +327,11 @@ impl InstanceResource {
         let polled = {
             let _slice = Slice::enter();
             flight.leave_queue();
-            let mut context = Context::from_waker(Waker::noop());
-            catch_unwind(AssertUnwindSafe(|| flight.future.as_mut().poll(&mut context)))
+            let future = flight.future.as_mut();
+            catch_unwind(AssertUnwindSafe(|| match &self.wasi {
+                None => future.poll(&mut Context::from_waker(Waker::noop())),
+                Some(wasi) => wasi.alarm.poll(future),
+            }))
         };
         let holder = match polled {
             Ok(Poll::Pending) => return Polled::Suspended,
@@ -373,7 +384,10 @@ impl InstanceResource {
                 }
                 None => {
                     self.watch(env, this, state);
-                    self.next_slice(state, wait).encode(env)
+                    match self.wasi.as_ref().and_then(|wasi| wasi.alarm.arm(env)) {
+                        Some(alarm) => (atoms::wait(), alarm).encode(env),
+                        None => self.next_slice(state, wait).encode(env),
+                    }
                 }
             },
             Polled::Finished(outcome) => {
@@ -630,8 +644,14 @@ enum Polled {
 }
 
 async fn top_instantiate(mut store: Store<Host>, given: Vec<Given>) -> (Store<Host>, Outcome) {
-    let outcome = instantiate(&mut store, given).await;
-    (store, outcome.map(|()| Results::None))
+    let mut outcome = instantiate(&mut store, given).await.map(|()| Results::None);
+    if store.data().wasi.is_some() {
+        if outcome.is_ok() {
+            outcome = wasi::initialize(&mut store).await;
+        }
+        outcome = wasi::finish(&mut store, outcome).await;
+    }
+    (store, outcome)
 }
 
 async fn instantiate(store: &mut Store<Host>, given: Vec<Given>) -> wasmtime::Result<()> {
@@ -699,21 +719,23 @@ pub fn locked<'a>(
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// `{timeout, max_depth, max_memory, max_table_elements, fuel}`; limits are nil where there are
-/// none.
+/// `{timeout, max_depth, max_memory, max_table_elements, fuel, wasi}`; limits are nil where there
+/// are none.
 struct InstanceOptions {
     timeout: Option<Duration>,
     max_depth: usize,
     max_memory: Option<u64>,
     max_table_elements: Option<u64>,
     fuel: Option<u64>,
+    wasi: wasi::Grant,
 }
 
 impl<'a> Decoder<'a> for InstanceOptions {
     fn decode(term: Term<'a>) -> NifResult<Self> {
-        let (milliseconds, max_depth, max_memory, max_table_elements, fuel) = term.decode()?;
+        let (milliseconds, max_depth, max_memory, max_table_elements, fuel, wasi) =
+            term.decode()?;
         let timeout = timeout(milliseconds);
-        Ok(InstanceOptions { timeout, max_depth, max_memory, max_table_elements, fuel })
+        Ok(InstanceOptions { timeout, max_depth, max_memory, max_table_elements, fuel, wasi })
     }
 }
 
@@ -755,7 +777,11 @@ fn make<'a>(
     let compiled = module.clone();
     let size = |limit: Option<u64>| limit.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     let limits = Limits::new(size(options.max_memory), size(options.max_table_elements));
-    let host = Host::new(id, compiled.clone(), exchange.clone(), limits);
+    let mut host = Host::new(id, compiled.clone(), exchange.clone(), limits);
+    let wasi = options.wasi.take(compiled.imports.len()).map(|(wasi, attached)| {
+        host.wasi = Some(wasi);
+        attached
+    });
     let mut store = store::new(host, compiled.module.engine());
     // Refused where the module is not metered, which Elixir has made sure of if fuel is given.
     let _ = store.set_fuel(options.fuel.unwrap_or(u64::MAX));
@@ -771,6 +797,7 @@ fn make<'a>(
         module: compiled,
         exchange,
         held: Held::default(),
+        wasi,
         max_depth: options.max_depth,
         in_flight: AtomicBool::new(true),
         closing: AtomicBool::new(false),
@@ -796,6 +823,7 @@ fn close<'a>(env: Env<'a>, instance: &InstanceResource, wait: Wait) -> Term<'a> 
     };
     if matches!(state.holder, Holder::Running(_)) {
         instance.exchange.request_stop(Stop::Closed);
+        instance.ring(env);
         instance.run_out(&mut state);
     }
     let holder = std::mem::replace(&mut state.holder, Holder::Closed);
@@ -818,10 +846,11 @@ fn instance_close_dirty<'a>(env: Env<'a>, instance: &'a InstanceResource) -> Ter
 
 /// Asks the call in flight, if there is one, to end.
 #[rustler::nif]
-fn instance_interrupt(instance: &InstanceResource) -> Atom {
+fn instance_interrupt(env: Env, instance: &InstanceResource) -> Atom {
     if instance.in_flight.load(Ordering::SeqCst) {
         instance.exchange.request_stop(Stop::Interrupted);
         engine::bump();
+        instance.ring(env);
     }
     atoms::ok()
 }

@@ -2,6 +2,7 @@
 //!
 //! Each file mirrors a part of `Beamr.Native`; functions are named `<file>_<verb>`.
 
+mod alarm;
 mod artifact;
 mod atoms;
 mod bench;
@@ -16,10 +17,12 @@ mod import;
 mod instance;
 mod memory;
 mod module;
+mod stdio;
 mod store;
 mod typed;
 mod utf8;
 mod value;
+mod wasi;
 
 use rustler::{Env, Term};
 

@@ -5,6 +5,7 @@
 //! and length that were captured at the suspension. Invariant: a [`View`] is used only under
 //! the instance's lock, while its guest is suspended, and dropped before the guest goes on.
 
+use std::cell::UnsafeCell;
 use std::cmp::Ordering;
 use std::ops::Range;
 
@@ -79,6 +80,19 @@ impl View {
                 std::slice::from_raw_parts(other.base.add(other_range.start), other_range.len());
             these.cmp(those)
         }
+    }
+
+    /// The memory for a host function of its guest, which holds it while it waits: others use it
+    /// meanwhile, each under the instance's lock, and so there are no references but to cells.
+    pub fn cells(&self) -> &[UnsafeCell<u8>] {
+        if self.size == 0 {
+            return &[];
+        }
+        // SAFETY: as for `bytes`, with this difference: the view may be used for as long as the
+        // host function has not returned, which is as long as the guest stands still. Cells may
+        // be changed by others while they are borrowed; and never are while they are looked at,
+        // since a host function runs under the instance's lock too.
+        unsafe { std::slice::from_raw_parts(self.base.cast(), self.size) }
     }
 
     fn bytes(&mut self) -> &mut [u8] {

@@ -19,7 +19,8 @@ use wasmtime::{
 use crate::engine::{self, Options};
 use crate::store::Host;
 use crate::value::{self, Signature};
-use crate::{artifact, atoms, error, import};
+use crate::wasi::{self, Function};
+use crate::{artifact, atoms, error, import, stdio};
 
 const HEAVY_IMAGE: usize = 4 * 1024 * 1024;
 
@@ -39,7 +40,8 @@ pub struct Compiled {
     /// Memories by their names, exported ones before those that are imported only; the first is
     /// the one that is meant where none is named.
     pub memories: Vec<(Box<str>, Place)>,
-    /// Signatures of imported functions by import index; other kinds of import have none.
+    /// Signatures of imported functions by import index; other kinds of import have none. Behind
+    /// them come those of the standard streams, where anything is imported from WASI.
     pub imports: Vec<Option<Signature>>,
     /// The imports that are no functions, in their order.
     pub items: Vec<ImportedItem>,
@@ -156,8 +158,11 @@ impl Compiled {
             }
         }
         memories.append(&mut imported_memories);
-        let imports =
+        let mut imports: Vec<_> =
             module.imports().map(|import| import.ty().func().map(Signature::new)).collect();
+        if module.imports().any(|import| import.module() == wasi::MODULE) {
+            imports.extend(vec![Some(Signature::empty()); stdio::STREAMS]);
+        }
         let items = imported_items(&module);
         let pre = resolve_imports(&module)?;
         let host_functions = match pre {
@@ -209,7 +214,12 @@ fn resolve_imports(module: &Module) -> wasmtime::Result<Option<InstancePre<Host>
                 seen.insert(name, ty.clone());
             }
         }
-        linker.func_new_async(name.0, name.1, ty, import::function(index))?;
+        match Function::of(name.0, name.1) {
+            Some(named) => {
+                linker.func_new_async(name.0, name.1, ty, wasi::function(index, named))?
+            }
+            None => linker.func_new_async(name.0, name.1, ty, import::function(index))?,
+        };
     }
     linker.instantiate_pre(module).map(Some)
 }
@@ -250,7 +260,13 @@ fn host_functions(module: &Module) -> wasmtime::Result<Linker<Host>> {
     let mut linker = Linker::new(module.engine());
     for (index, import) in module.imports().enumerate() {
         if let ExternType::Func(ty) = import.ty() {
-            linker.func_new_async("", &index.to_string(), ty, import::function(index))?;
+            let name = index.to_string();
+            match Function::of(import.module(), import.name()) {
+                Some(named) => {
+                    linker.func_new_async("", &name, ty, wasi::function(index, named))?
+                }
+                None => linker.func_new_async("", &name, ty, import::function(index))?,
+            };
         }
     }
     Ok(linker)

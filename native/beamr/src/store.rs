@@ -11,6 +11,7 @@ use crate::error::{Limit, LimitKind};
 use crate::exchange::Exchange;
 use crate::memory::View;
 use crate::module::Compiled;
+use crate::wasi::Wasi;
 
 /// Slices, in ticks. A guest is asked at every tick whether it may go on, so that whoever waits
 /// for it waits for a tick, however long the slice. The first slice of a call holds a normal
@@ -34,6 +35,8 @@ pub struct Host {
     pub memories: Vec<Memory>,
     pub exchange: Arc<Exchange>,
     pub limits: Limits,
+    /// None where WASI was not granted.
+    pub wasi: Option<Box<Wasi>>,
     /// The exported functions that have been called, by their place in [`Compiled::functions`].
     pub called: Vec<(usize, Func)>,
     /// Room for the values of a call, kept from one call to the next.
@@ -54,6 +57,7 @@ impl Host {
             memories: Vec::new(),
             exchange,
             limits,
+            wasi: None,
             called: Vec::new(),
             room: Vec::new(),
             ticks: 0,

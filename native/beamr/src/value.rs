@@ -97,6 +97,10 @@ impl Signature {
         let numeric = ty.params().chain(ty.results()).all(|ty| !ty.is_ref());
         Signature { params: ty.params().collect(), results: ty.results().collect(), numeric }
     }
+
+    pub fn empty() -> Self {
+        Signature { params: Arc::new([]), results: Arc::new([]), numeric: true }
+    }
 }
 
 /// The type's name: the specification's for numbers, vectors and the abstract reference types.

@@ -217,6 +217,83 @@ defmodule Mix.Tasks.Beamr.RunTest do
     end
   end
 
+  describe "a WASI program" do
+    @program "test/guests/wasi.wasm"
+
+    test "gets the arguments as they are" do
+      for separator <- [[], ["--"]] do
+        assert {0, "wasi.wasm\nargs\n-1\n--x\n", ""} ==
+                 run_task([@program] ++ separator ++ ["args", "-1", "--x"])
+      end
+
+      assert {0, "wasi.wasm\nargs\n--\n", ""} == run_task([@program, "args", "--"])
+    end
+
+    test "exits with its own code" do
+      for code <- [0, 1, 77, 255],
+          do: assert({code, "", ""} == run_task([@program, "exit", "#{code}"]))
+
+      assert {255, "", ""} == run_task([@program, "exit", "-1"])
+    end
+
+    test "has the environment that is given, and no other" do
+      assert {0, "", ""} == run_task([@program, "env"])
+
+      assert {0, "A=1\nB=x=y\n", ""} ==
+               run_task(["--env", "A=1", "--env", "B=x=y", @program, "env"])
+
+      assert {2, "", errors} = run_task(["--env", "A", @program, "env"])
+      assert errors =~ "--env A"
+    end
+
+    test "has the directories that are given", %{tmp_dir: tmp_dir} do
+      File.write!(Path.join(tmp_dir, "file"), "text")
+      assert {1, _, ""} = run_task([@program, "cat", Path.join(tmp_dir, "file")])
+      file = Path.join(tmp_dir, "file")
+      assert {0, "text", ""} == run_task(["--dir", tmp_dir, @program, "cat", file])
+      guest = tmp_dir <> "::/data"
+      assert {0, "text", ""} == run_task(["--dir", guest, @program, "cat", "/data/file"])
+
+      assert {0, "done\n", ""} ==
+               run_task(["--dir", guest, @program, "create", "/data/file", "x"])
+
+      read_only = guest <> ":ro"
+      assert {0, "x", ""} == run_task(["--dir", read_only, @program, "cat", "/data/file"])
+      assert {1, _, ""} = run_task(["--dir", read_only, @program, "create", "/data/file", "y"])
+      assert {3, "", errors} = run_task(["--dir", "no/such", @program])
+      assert errors =~ "no/such"
+    end
+
+    test "writes to standard error" do
+      assert {0, "to stdout\n", "to stderr\n"} == run_task([@program, "both"])
+    end
+
+    test "that traps, or takes too long, is told of" do
+      assert {1, "", errors} = run_task([@program, "abort"])
+      assert errors =~ "unreachable"
+      assert {124, "", _errors} = run_task(["--timeout", "20", @program, "sleep", "10000"])
+    end
+
+    test "has functions that can be called" do
+      argv = ["--invoke", "initialized", "test/guests/reactor.wasm"]
+      assert {0, "1\n", ""} == run_task(argv)
+      argv = ["--invoke", "say", "test/guests/reactor.wasm", "5"]
+      assert {0, "number 5\n", ""} == run_task(argv)
+    end
+
+    test "has the streams of the operating system, byte for byte", %{tmp_dir: tmp_dir} do
+      bytes = for(byte <- 0..255, into: "", do: <<byte>>) <> "\nlast"
+      input = Path.join(tmp_dir, "input")
+      output = Path.join(tmp_dir, "output")
+      File.write!(input, bytes)
+      command = "mix beamr.run #{@program} cat < #{input} > #{output}; echo $?"
+      assert {"0\n", 0} = System.cmd("sh", ["-c", command], env: [{"MIX_ENV", "test"}])
+      assert File.read!(output) == bytes
+      command = "mix beamr.run #{@program} exit 42 < /dev/null"
+      assert {"", 42} = System.cmd("sh", ["-c", command], env: [{"MIX_ENV", "test"}])
+    end
+  end
+
   test "the codes are the operating system's", context do
     path = Path.join(context.tmp_dir, "guest.wat")
     File.write!(path, @guest)
