@@ -80,18 +80,21 @@ defmodule Beamr.LinkError do
     * `:module` and `:name`, as the module imports it;
     * `:problem`: `:missing`, or `:type` for something that does not fit;
     * `:wanted`: the type in the module, see `t:Beamr.Module.extern_type/0`;
-    * `:given`: what was given instead.
+    * `:given`: what was given instead: of functions with a signature, the signature or a list
+      of them;
+    * `:host`: only where it is missing, the host that has it and was not given, see `Beamr.Host`.
   """
 
   defexception reason: :imports, imports: []
 
   @typedoc "One import that is not satisfied."
   @type problem :: %{
-          module: String.t(),
-          name: String.t(),
-          problem: :missing | :type,
-          wanted: Beamr.Module.extern_type(),
-          given: term()
+          required(:module) => String.t(),
+          required(:name) => String.t(),
+          required(:problem) => :missing | :type,
+          required(:wanted) => Beamr.Module.extern_type(),
+          required(:given) => term(),
+          optional(:host) => module()
         }
   @type t :: %__MODULE__{reason: :imports, imports: [problem(), ...]}
 
@@ -101,14 +104,23 @@ defmodule Beamr.LinkError do
     "the module's imports are not satisfied:#{lines}"
   end
 
+  defp line(%{problem: :missing, host: host} = import) do
+    "#{name(import)} is missing: #{Beamr.Module.format_type(import.wanted)}; it belongs to " <>
+      "#{inspect(host)}, which is not among the hosts"
+  end
+
   defp line(%{problem: :missing} = import) do
     "#{name(import)} is missing: #{Beamr.Module.format_type(import.wanted)}#{hint(import.wanted)}"
   end
 
   defp line(%{problem: :type} = import) do
     "#{name(import)} has the wrong type: #{Beamr.Module.format_type(import.wanted)} is wanted" <>
-      "#{hint(import.wanted)}, given: #{inspect(import.given)}"
+      "#{hint(import.wanted)}, given: #{given(import.given)}"
   end
+
+  defp given({:function, %{params: _, results: _}} = type), do: Beamr.Module.format_type(type)
+  defp given([{:function, _type} | _] = types), do: Enum.map_join(types, " or ", &given/1)
+  defp given(other), do: inspect(other)
 
   defp name(import), do: "#{inspect(import.module)} #{inspect(import.name)}"
 
@@ -278,6 +290,20 @@ defmodule Beamr.ImportError do
 
   defp wanted([type]), do: Beamr.Module.describe(type)
   defp wanted(types), do: "a list of #{length(types)} values (#{Enum.join(types, ", ")})"
+end
+
+defmodule Beamr.StubError do
+  @moduledoc """
+  What the stub of an import raises: see `Beamr.Host.stub/3`. It is the `reason` of the
+  `Beamr.ImportError` that ends the guest's call.
+  """
+
+  defexception reason: :stub, module: nil, name: nil
+
+  @type t :: %__MODULE__{reason: :stub, module: String.t(), name: String.t()}
+
+  @impl true
+  def message(e), do: "#{inspect(e.module)} #{inspect(e.name)} is only a stub"
 end
 
 defmodule Beamr.MemoryError do

@@ -12,7 +12,7 @@ defmodule Beamr.Instance do
 
   import Beamr.Guest, only: [is_guest: 1]
 
-  alias Beamr.{Error, ExportError, Guest, ImportError, LinkError, Module, Native, Telemetry}
+  alias Beamr.{Error, ExportError, Guest, Host, ImportError, LinkError, Module, Native, Telemetry}
 
   @enforce_keys [:ref, :module, :imports]
   defstruct [:ref, :module, :imports]
@@ -26,11 +26,13 @@ defmodule Beamr.Instance do
   anything, one with one result returns it, one with several returns a list of them.
 
   `{:list, function}` in a function's place is called with the instance and the list of the
-  arguments, whatever their number.
+  arguments, whatever their number. `{:function, params, results, function}` has the signature
+  checked, and a list of these is chosen from by it: see `Beamr.Host`.
   """
   @type imports :: %{
           optional(String.t()) => %{
-            optional(String.t()) => function() | {:list, (t(), [Beamr.value()] -> term())}
+            optional(String.t()) =>
+              function() | {:list, (t(), [Beamr.value()] -> term())} | Host.signed()
           }
         }
 
@@ -94,6 +96,7 @@ defmodule Beamr.Instance do
 
   # The functions of the imports, by the import's index; or every import that does not fit.
   defp link(module, imports) do
+    imports = Host.open(imports, module)
     linked = Enum.map(Module.imports(module), &link_one(&1, imports))
 
     case for({:problem, problem} <- linked, do: problem) do
@@ -105,9 +108,8 @@ defmodule Beamr.Instance do
   defp link_one({module, name, {:function, %{params: params}} = type}, imports) do
     case given(imports, module, name) do
       {:ok, function} when is_function(function, length(params) + 1) -> {module, name, function}
-      {:ok, {:list, function}} when is_function(function, 2) -> {module, name, {:list, function}}
-      {:ok, value} -> problem(module, name, :type, type, value)
-      :error -> otherwise(imports, module, name, type)
+      {:ok, value} -> signed(module, name, type, value)
+      :error -> from_hosts(imports, module, name, type)
     end
   end
 
@@ -125,13 +127,45 @@ defmodule Beamr.Instance do
     end
   end
 
+  defp signed(module, name, type, value) do
+    case Host.fit(value, type) do
+      {:ok, function} -> {module, name, function}
+      :error -> problem(module, name, :type, type, Host.given(value))
+    end
+  end
+
+  defp from_hosts(imports, module, name, type) do
+    case Host.find(imports, module, name, type) do
+      {:ok, function} ->
+        {module, name, function}
+
+      {:wrong, [given | _]} ->
+        with {:problem, _missing} <- otherwise(imports, module, name, type),
+             do: problem(module, name, :type, type, given)
+
+      :error ->
+        otherwise(imports, module, name, type)
+    end
+  end
+
   # Beside the maps there may be a function, named so that new code of it is used, that is called
   # for all imports that are not in them.
   defp otherwise(%{otherwise: {_module, _function, _args} = mfa}, module, name, _type) do
     {module, name, {:otherwise, mfa, {module, name}}}
   end
 
-  defp otherwise(_imports, module, name, type), do: problem(module, name, :missing, type, nil)
+  defp otherwise(%{stubs: stub}, module, name, {:function, type}) do
+    {module, name, Host.stub_function(stub, module, name, type)}
+  end
+
+  defp otherwise(_imports, module, name, type) do
+    {:problem, problem} = problem(module, name, :missing, type, nil)
+
+    case Host.known(module, name, type) do
+      nil -> {:problem, problem}
+      host -> {:problem, Map.put(problem, :host, host)}
+    end
+  end
 
   defp problem(module, name, problem, wanted, given) do
     {:problem, %{module: module, name: name, problem: problem, wanted: wanted, given: given}}
