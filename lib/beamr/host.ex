@@ -150,7 +150,7 @@ defmodule Beamr.Host do
 
       declarations when kind == :def ->
         Module.delete_attribute(env.module, :wasm)
-        for text <- declarations, do: put(env, {text, name, length(args), env.line})
+        for text <- Enum.reverse(declarations), do: put(env, {text, name, length(args), env.line})
 
       _declarations ->
         invalid!(env, env.line, "@wasm is for public functions, not for #{kind} #{name}")
@@ -213,7 +213,7 @@ defmodule Beamr.Host do
     for name <- names, candidate <- candidates, do: {name, candidate}
   end
 
-  @signature ~r/\A\s*([^()]*?)\s*\(([^()]*)\)\s*(?:->\s*(?|\(([^()]*)\)|([^()]+)))?\s*\z/
+  @signature ~r/\A\s*([^()]*?)\s*\(([^()]*)\)\s*(?:->\s*(?|\(([^()]*)\)|([^()\s][^()]*)))?\s*\z/
 
   defp parse(text, env, line) do
     with true <- is_binary(text),

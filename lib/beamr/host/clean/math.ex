@@ -37,7 +37,8 @@ defmodule Beamr.Host.Clean.Math do
   defp direction(:infinity, _other), do: 1.0
   defp direction(:neg_infinity, _other), do: -1.0
   defp direction(x, other) when is_float(other), do: x
-  defp direction(x, _infinite), do: if(negative?(x), do: -0.0, else: 0.0)
+  # Zero with the sign of x. Written as literals, the two zeros would be one.
+  defp direction(x, _infinite), do: x * 0.0
 
   @wasm "math_sinh, math.sinh (f64) -> f64"
   def sinh(_wasm, x) when is_float(x) do
@@ -104,7 +105,7 @@ defmodule Beamr.Host.Clean.Math do
     case {y > 0, odd?(y)} do
       {true, true} -> :neg_infinity
       {true, false} -> :infinity
-      {false, true} -> -0.0
+      {false, true} -> y * 0.0
       {false, false} -> 0.0
     end
   end
