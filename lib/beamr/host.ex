@@ -295,9 +295,7 @@ defmodule Beamr.Host do
   defp host?(module) when is_atom(module), do: module?(module)
   defp host?(_other), do: false
 
-  defp module?(module) do
-    Code.ensure_loaded?(module) and function_exported?(module, :__wasm__, 0)
-  end
+  defp module?(module), do: callback?(module, :__wasm__, 0)
 
   @doc false
   @spec check_stubs!(term()) :: :ok
@@ -318,7 +316,7 @@ defmodule Beamr.Host do
     shared =
       for {types, _arg} <- Enum.uniq_by(args, &elem(&1, 0)), types != nil, into: %{} do
         own = for {^types, arg} <- args, do: arg
-        {types, if(function_exported?(types, :shared, 2), do: types.shared(module, own))}
+        {types, if(callback?(types, :shared, 2), do: types.shared(module, own))}
       end
 
     opened =
@@ -340,8 +338,13 @@ defmodule Beamr.Host do
 
   defp described(module), do: described({module, nil})
 
+  # What is not loaded yet exports nothing.
+  defp callback?(module, name, arity) do
+    Code.ensure_loaded?(module) and function_exported?(module, name, arity)
+  end
+
   defp state(nil, _arg), do: nil
-  defp state(host, arg), do: if(function_exported?(host, :init, 1), do: host.init(arg), else: arg)
+  defp state(host, arg), do: if(callback?(host, :init, 1), do: host.init(arg), else: arg)
 
   @doc false
   # What the hosts have for an import: a function that fits, or the types of those that do not.
