@@ -24,7 +24,7 @@ defmodule Beamr.HostTest do
     def pair(_wasm), do: [1, 2]
 
     @wasm "poke(i32)"
-    def poke(wasm, pointer), do: Beamr.IO.write!(wasm, "poked", pointer)
+    def poke(wasm, pointer), do: Beamr.IO.write!(wasm, pointer, "poked")
   end
 
   defmodule Counted do

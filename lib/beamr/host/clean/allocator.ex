@@ -153,7 +153,7 @@ defmodule Beamr.Host.Clean.Allocator do
   defp allocate(:zero_word, allocator, wasm, size, align) do
     with {:ok, <<word::little-32>>} <- Beamr.IO.read(wasm, 0, 4),
          {:ok, pointer, next} <- bump(word, allocator, wasm, size, align),
-         :ok <- Beamr.IO.write(wasm, <<next::little-32>>, 0) do
+         :ok <- Beamr.IO.write(wasm, 0, <<next::little-32>>) do
       {:ok, pointer}
     else
       _ -> :error
@@ -201,7 +201,7 @@ defmodule Beamr.Host.Clean.Allocator do
     end
   end
 
-  defp grow?(wasm, pages), do: match?({:ok, _before}, apply(Beamr.IO, :grow, [wasm, pages]))
+  defp grow?(wasm, pages), do: match?({:ok, _before}, Beamr.IO.grow(wasm, pages))
 
   defp up(n, align), do: div(n + align - 1, align) * align
   defp u32(word), do: Bitwise.band(word, 0xFFFFFFFF)

@@ -70,7 +70,7 @@ defmodule Beamr.Host.Clean.Types do
     text = Text.valid(text)
 
     with {:ok, pointer} <- Allocator.allocate(allocator, wasm, 4 + byte_size(text), 4),
-         :ok <- Beamr.IO.write(wasm, [<<byte_size(text)::little-32>>, text], pointer) do
+         :ok <- Beamr.IO.write(wasm, pointer, [<<byte_size(text)::little-32>>, text]) do
       pointer
     else
       _no_room -> 0

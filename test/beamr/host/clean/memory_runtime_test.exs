@@ -104,7 +104,7 @@ defmodule Beamr.Host.Clean.MemoryRuntimeTest do
     test "by one rule for the whole life of the instance" do
       wasm = guest("")
       assert alloc(wasm, 8) == 65_536
-      Beamr.IO.write!(wasm, <<0x2000::little-32>>, 0)
+      Beamr.IO.write!(wasm, 0, <<0x2000::little-32>>)
       assert alloc(wasm, 8) == 65_544
     end
 
