@@ -29,10 +29,12 @@ defmodule Beamr.Host.Clean.Allocator do
   @base 65_536
   @limit 0x1_0000_0000
 
-  # The words of the state: the next free byte above the base, and the rule that was found for
-  # this guest at its first allocation.
+  # The words of the state: the next free byte above the base; the rule that was found for this
+  # guest at its first allocation.
   @next 1
   @rule 2
+  # What the memory's size was when it was last asked for. It never shrinks.
+  @size 3
 
   @rules [:malloc, :heap_ptr, :zero_word, :base]
 
@@ -41,7 +43,7 @@ defmodule Beamr.Host.Clean.Allocator do
   def new(module, args) do
     choice = Enum.find_value(args, :auto, &chosen/1)
     exports = Map.new(Beamr.Module.exports(module))
-    state = :atomics.new(2, signed: false)
+    state = :atomics.new(3, signed: false)
     base = with({:base, base} <- choice, do: base) |> base(exports)
     :atomics.put(state, @next, base)
 
@@ -192,13 +194,14 @@ defmodule Beamr.Host.Clean.Allocator do
       else: :error
   end
 
-  defp room?(allocator, wasm, size) do
-    case Beamr.IO.size(wasm) do
-      {:ok, now} when size <= now -> true
-      {:ok, 0} -> false
-      {:ok, now} -> grow?(wasm, div(size - now + allocator.page_size - 1, allocator.page_size))
-      {:error, _closed} -> false
-    end
+  defp room?(%{state: state} = allocator, wasm, size) do
+    size <= :atomics.get(state, @size) or
+      case Beamr.IO.size(wasm) do
+        {:ok, now} when size <= now -> :atomics.put(state, @size, now) == :ok
+        {:ok, 0} -> false
+        {:ok, now} -> grow?(wasm, div(size - now + allocator.page_size - 1, allocator.page_size))
+        {:error, _closed} -> false
+      end
   end
 
   defp grow?(wasm, pages), do: match?({:ok, _before}, Beamr.IO.grow(wasm, pages))

@@ -64,9 +64,9 @@ defmodule Beamr.Host.Clean.Server do
     opts =
       Keyword.validate!(opts, [
         :module,
-        :port,
         :name,
-        :allocator,
+        port: nil,
+        allocator: nil,
         ip: {127, 0, 0, 1},
         grant: @harmless,
         authenticate: nil,
@@ -353,9 +353,6 @@ defmodule Beamr.Host.Clean.Server do
     else
       _ -> {:error, 400}
     end
-  rescue
-    # What is encoded badly.
-    ArgumentError -> {:error, 400}
   end
 
   defp parts(path) do

@@ -45,7 +45,7 @@ defmodule Beamr.Host.Clean.Text do
   def float(number) when number < 0, do: "-" <> float(-number)
 
   def float(number) do
-    {digits, exponent} = number |> :erlang.float_to_binary([:short]) |> digits()
+    {digits, exponent} = number |> :erlang.float_to_binary([:short]) |> digits_and_power()
     count = byte_size(digits)
 
     cond do
@@ -71,7 +71,7 @@ defmodule Beamr.Host.Clean.Text do
   end
 
   # The digits without zeros around them, and the power of ten that "0." before them is times.
-  defp digits(text) do
+  defp digits_and_power(text) do
     {mantissa, exponent} =
       case String.split(text, "e") do
         [mantissa] -> {mantissa, 0}
@@ -85,9 +85,6 @@ defmodule Beamr.Host.Clean.Text do
     {String.trim_trailing(significant, "0"), exponent + byte_size(whole) - leading}
   end
 
-  # JavaScript's white space, which has U+FEFF and has no U+0085.
-  @space "[\\t\\n\\x0B\\f\\r \\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}\\x{FEFF}]*"
-
   # Numbers of more digits fit no guest, and reading a million of them would take seconds.
   @longest 19
   # What is behind so many digits does not change a float.
@@ -96,19 +93,37 @@ defmodule Beamr.Host.Clean.Text do
   @doc "As JavaScript's parseInt with base 10, or nil for its NaN and for more than 64 bits."
   @spec parse_integer(String.t()) :: integer() | nil
   def parse_integer(text) do
-    case Regex.run(~r/\A#{@space}([+-]?)0*([0-9]+)/u, text) do
-      [_all, sign, digits] when byte_size(digits) <= @longest -> String.to_integer(sign <> digits)
-      _ -> nil
+    case trim_leading(text) do
+      "-" <> rest -> with n when is_integer(n) <- digits(rest, 0, 0, false), do: -n
+      "+" <> rest -> digits(rest, 0, 0, false)
+      rest -> digits(rest, 0, 0, false)
     end
   end
+
+  defp digits(_text, _n, count, _any) when count > @longest, do: nil
+  defp digits("0" <> rest, 0, 0, _any), do: digits(rest, 0, 0, true)
+
+  defp digits(<<digit, rest::binary>>, n, count, _any) when digit in ?0..?9,
+    do: digits(rest, 10 * n + digit - ?0, count + 1, true)
+
+  defp digits(_rest, n, _count, true), do: n
+  defp digits(_rest, _n, _count, false), do: nil
+
+  # JavaScript's white space, which has U+FEFF and has no U+0085.
+  defp trim_leading(<<space::utf8, rest::binary>>)
+       when space in 0x09..0x0D or space == 0x20 or space == 0xA0 or space == 0x1680 or
+              space in 0x2000..0x200A or space in 0x2028..0x2029 or
+              space in [0x202F, 0x205F, 0x3000, 0xFEFF],
+       do: trim_leading(rest)
+
+  defp trim_leading(text), do: text
+
+  @number ~r/\A([+-]?)(?:(Infinity)|([0-9]+)(?:\.([0-9]*))?|\.([0-9]+))(?:[eE]([+-]?[0-9]+))?/
 
   @doc "As JavaScript's parseFloat, with nil for its NaN."
   @spec parse_float(String.t()) :: float() | :infinity | :neg_infinity | nil
   def parse_float(text) do
-    number =
-      ~r/\A#{@space}([+-]?)(?:(Infinity)|([0-9]+)(?:\.([0-9]*))?|\.([0-9]+))(?:[eE]([+-]?[0-9]+))?/u
-
-    case Regex.run(number, text) do
+    case Regex.run(@number, trim_leading(text)) do
       nil -> nil
       [_all, sign, "Infinity" | _] -> signed(sign, :infinity)
       [_all, sign, "", whole] -> decimal(sign, whole, "", "0")
