@@ -150,11 +150,18 @@ defmodule Beamr.Host do
 
       declarations when kind == :def ->
         Module.delete_attribute(env.module, :wasm)
+        hide(env)
         for text <- Enum.reverse(declarations), do: put(env, {text, name, length(args), env.line})
 
       _declarations ->
         invalid!(env, env.line, "@wasm is for public functions, not for #{kind} #{name}")
     end
+  end
+
+  # Functions are for guests: Elixir's documentation has those that say something of themselves.
+  defp hide(env) do
+    if Module.get_attribute(env.module, :doc) == nil,
+      do: Module.put_attribute(env.module, :doc, {env.line, false})
   end
 
   defp put(env, declaration), do: Module.put_attribute(env.module, :beamr_wasm, declaration)

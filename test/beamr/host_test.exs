@@ -257,6 +257,10 @@ defmodule Beamr.HostTest do
 
       {:ok, wasm} = :beamr.instantiate(wat, %{hosts: [host]})
       assert :beamr.call(wasm, "f", [1]) == {:ok, [2]}
+
+      {:ok, module} = :beamr.compile(wat)
+      {:ok, wasm} = :beamr.instantiate(module, hosts: [:beamr.stub(module, :zero)])
+      assert :beamr.call(wasm, "f", [1]) == {:ok, [0]}
     end
   end
 

@@ -84,6 +84,20 @@ defmodule Beamr.Host.Clean.Server do
     end
   end
 
+  @doc """
+  A child specification for a supervisor. Besides the options of `start_link/1`, `:id`, `:restart`
+  and `:shutdown` override the defaults. `module:` is compiled here, once.
+  """
+  @spec child_spec(keyword()) :: Supervisor.child_spec()
+  def child_spec(opts) do
+    %{
+      id: Keyword.get(opts, :id, __MODULE__),
+      start: {__MODULE__, :start_link, [Beamr.Server.compiled(opts)]},
+      restart: Keyword.get(opts, :restart, :permanent),
+      shutdown: Keyword.get(opts, :shutdown, 5_000)
+    }
+  end
+
   @doc "The port that the server listens on."
   @spec port(GenServer.server()) :: :inet.port_number()
   def port(server), do: GenServer.call(server, :port)

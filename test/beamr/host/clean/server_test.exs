@@ -264,6 +264,14 @@ defmodule Beamr.Host.Clean.ServerTest do
     assert Server.start_link(module: app(), port: port) == {:error, :eaddrinuse}
   end
 
+  test "is compiled once for all restarts" do
+    assert %{id: :app, start: {Server, :start_link, [opts]}} =
+             Server.child_spec(module: app(), port: 0, id: :app)
+
+    assert %Beamr.Module{} = opts[:module]
+    refute Keyword.has_key?(opts, :id)
+  end
+
   describe "the imports" do
     defp told(name, args, result, answer \\ :ok) do
       test = self()
