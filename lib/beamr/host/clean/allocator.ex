@@ -28,6 +28,7 @@ defmodule Beamr.Host.Clean.Allocator do
 
   @base 65_536
   @limit 0x1_0000_0000
+  @timeout 5_000
 
   # The words of the state: the next free byte above the base; the rule that was found for this
   # guest at its first allocation.
@@ -174,10 +175,11 @@ defmodule Beamr.Host.Clean.Allocator do
     end
   end
 
+  # Not `Beamr.IO.malloc/2`, which keeps a record of what the host holds: these are the guest's.
   defp malloc(wasm, size) do
-    case Beamr.IO.malloc(wasm, size) do
-      {:ok, pointer} -> {:ok, pointer}
-      {:error, %Beamr.MemoryError{}} -> :error
+    case Instance.call(wasm, "malloc", [size], @timeout, :auto, true) do
+      {:ok, [pointer]} when pointer > 0 -> {:ok, pointer}
+      {:ok, _none} -> :error
       {:error, %Beamr.CallError{reason: :unknown_function}} -> :error
       {:error, exception} -> raise exception
     end

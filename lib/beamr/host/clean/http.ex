@@ -12,7 +12,8 @@ defmodule Beamr.Host.Clean.HTTP do
     * `:timeout` - milliseconds that a request may take with its redirects; 30,000 unless given,
       and never more than the guest asks for with `http_set_timeout`;
     * `:max_redirects` - 5 unless given; the guest may set fewer;
-    * `:max_bytes` - what a response may have (16 MiB unless given);
+    * `:max_bytes` - what the body of a response may have (16 MiB unless given). It is refused as
+      soon as it has more, or at its end if its status is not 200;
     * `:user_agent` - `"Beamr"` unless given, for as long as the guest sets none;
     * `:ssl` - options for https in the place of the default, which verifies the server by the
       operating system's certificates.
@@ -163,13 +164,8 @@ defmodule Beamr.Host.Clean.HTTP do
   defp send_to(uri, method, content, headers, http, deadline, redirects) do
     with true <- allowed?(uri, http.allow),
          left when left > 0 <- deadline - now(),
-         {:ok, {{_version, status, _reason}, answered, body}} <-
-           :httpc.request(
-             method,
-             message(uri, content, headers, http),
-             client_options(uri, http, left),
-             body_format: :binary
-           ) do
+         message = message(uri, content, headers, http),
+         {:ok, status, answered, body} <- exchange(method, message, uri, http, left) do
       case location(status, answered, uri) do
         {:ok, next} when redirects > 0 ->
           {method, content} = redirected(status, method, content)
@@ -180,10 +176,61 @@ defmodule Beamr.Host.Clean.HTTP do
           :error
 
         :none ->
-          if byte_size(body) <= http.max_bytes, do: {:ok, Text.valid(body)}, else: :error
+          {:ok, Text.valid(body)}
       end
     else
       _ -> :error
+    end
+  end
+
+  # The body comes piece by piece, so that one without end is not waited for.
+  defp exchange(method, message, uri, http, left) do
+    options = [sync: false, stream: {:self, :once}, body_format: :binary]
+
+    with {:ok, id} <- :httpc.request(method, message, client_options(uri, http, left), options) do
+      case collect(id, nil, [], 0, http.max_bytes, now() + left) do
+        {:ok, _status, _headers, _body} = answer ->
+          answer
+
+        :error ->
+          :httpc.cancel_request(id)
+          forget(id)
+      end
+    end
+  end
+
+  defp collect(id, client, body, size, most, deadline) do
+    receive do
+      {:http, {^id, :stream_start, _headers, client}} ->
+        :httpc.stream_next(client)
+        collect(id, client, body, size, most, deadline)
+
+      {:http, {^id, :stream, bytes}} when size + byte_size(bytes) <= most ->
+        :httpc.stream_next(client)
+        collect(id, client, [body | bytes], size + byte_size(bytes), most, deadline)
+
+      {:http, {^id, :stream_end, headers}} ->
+        {:ok, 200, headers, IO.iodata_to_binary(body)}
+
+      # Other answers than 200 come whole.
+      {:http, {^id, {{_version, status, _reason}, headers, bytes}}} when byte_size(bytes) <= most ->
+        {:ok, status, headers, bytes}
+
+      {:http, {^id, _too_large_or_error}} ->
+        :error
+
+      {:http, {^id, :stream, _too_large}} ->
+        :error
+    after
+      max(deadline - now(), 0) -> :error
+    end
+  end
+
+  defp forget(id) do
+    receive do
+      {:http, message} when elem(message, 0) == id -> forget(id)
+    after
+      0 -> :error
     end
   end
 

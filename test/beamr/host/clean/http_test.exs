@@ -27,8 +27,15 @@ defmodule Beamr.Host.Clean.HTTPTest do
     length = String.to_integer(headers["content-length"] || "0")
     :inet.setopts(socket, packet: :raw)
     body = if length > 0, do: elem(:gen_tcp.recv(socket, length), 1), else: ""
+    if path == "/endless", do: pour(socket)
     :gen_tcp.send(socket, answer(to_string(method), path, headers, body))
     :gen_tcp.close(socket)
+  end
+
+  defp pour(socket) do
+    :gen_tcp.send(socket, "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")
+    drops = Stream.repeatedly(fn -> :gen_tcp.send(socket, :binary.copy("x", 10_000)) end)
+    Enum.find(drops, &(&1 != :ok))
   end
 
   defp headers(socket, headers) do
@@ -201,6 +208,11 @@ defmodule Beamr.Host.Clean.HTTPTest do
   test "a response that is too large is none", %{url: url} do
     assert http("http_get", [url <> "/p"], max_bytes: 9) == "GET /p []"
     assert http("http_get", [url <> "/p"], max_bytes: 8) == ""
+  end
+
+  test "a response without end is given up, and leaves nothing behind", %{url: url} do
+    assert http("http_get", [url <> "/endless"], max_bytes: 1_000_000, timeout: 60_000) == ""
+    refute_received {:http, _message}
   end
 
   test "headers that are none are refused", %{url: url} do
