@@ -194,15 +194,52 @@ defmodule Beamr.HostTest do
       assert call(["add", "(param i32) (result i32)"], [1], hosts: [Calculator, other]) == [2]
     end
 
-    test "serves the guest of a server, before handle_import" do
-      {:ok, server} =
-        Beamr.start_link(
-          module:
-            ~S|(module (import "env" "next" (func $i (result i32))) (export "f" (func $i)))|,
-          hosts: [{Counted, 0}]
-        )
+    defmodule Callback do
+      use Beamr.Server
 
-      assert Beamr.call(server, "f", []) == {:ok, [1]}
+      @impl true
+      def init(arg), do: {:ok, arg}
+
+      @impl true
+      def handle_import({"env", name}, args, _wasm, state) do
+        send(state, {name, args})
+        {:reply, -1, state}
+      end
+    end
+
+    test "serves the guest of a server, before handle_import" do
+      module = """
+      (module
+        (import "env" "next" (func $next (result i32)))
+        (import "env" "twice" (func $twice (param i64) (result i64)))
+        (export "next" (func $next))
+        (export "twice" (func $twice)))
+      """
+
+      opts = [module: module, hosts: [{Counted, 0}, Calculator]]
+      assert {:error, %LinkError{imports: [%{problem: :type}]}} = Beamr.start_link(opts)
+
+      {:ok, server} = Callback.start_link(opts ++ [arg: self()])
+      assert Beamr.call(server, "next", []) == {:ok, [1]}
+      assert Beamr.call(server, "twice", [7]) == {:ok, [-1]}
+      assert_received {"twice", [7]}
+      refute_received {"next", _args}
+    end
+
+    test "is opened afresh when a server resets itself" do
+      module = """
+      (module
+        (import "env" "next" (func $next (result i32)))
+        (export "next" (func $next))
+        (func (export "trap") unreachable))
+      """
+
+      server =
+        start_supervised!({Beamr.Server, module: module, hosts: [{Counted, 0}], on_trap: :reset})
+
+      for n <- 1..2, do: assert(Beamr.call(server, "next", []) == {:ok, [n]})
+      assert {:error, %Beamr.Trap{}} = Beamr.call(server, "trap", [])
+      assert Beamr.call(server, "next", []) == {:ok, [1]}
     end
 
     test "that is none is refused by name" do

@@ -22,14 +22,14 @@ defmodule Beamr.Host.Clean.CryptoTest do
   end
 
   test "crypto_random_bytes of none, fewer or too many is empty" do
-    for count <- [0, -1, 1_048_577] do
+    for count <- [0, -1, 65_537] do
       assert crypto("crypto_random_bytes", [i32: count], :string) == ""
     end
   end
 
   test "passwords are hashed with salt, and verified" do
     hash = crypto("_auth_hash_password", ["sesame"], :string)
-    assert hash =~ ~r/\Apbkdf2-sha256\$100\$/
+    assert hash =~ ~r/\Apbkdf2-sha256-chain\$100\$/
     assert crypto("_auth_hash_password", ["sesame"], :string) != hash
 
     for form <- [:pair, :pointer] do
@@ -38,14 +38,21 @@ defmodule Beamr.Host.Clean.CryptoTest do
     end
   end
 
-  test "a known hash is verified" do
-    # PBKDF2-HMAC-SHA-256 of "password" and "salt", 4096 times.
-    hash =
-      Base.encode64(
-        Base.decode16!("C5E478D59288C841AA530DB6845C4C8D962893A001CE4E11A4963873AA98134A")
-      )
+  test "known hashes are verified" do
+    # PBKDF2-HMAC-SHA-256 of "password" and "salt", once and twice.
+    for {iterations, hash} <- [
+          {1, "120FB6CFFCF8B32C43E7225256C4F837A86548C92CCC35480805987CB70BE17B"},
+          {2, "AE4D0C95AF6B46D32D0ADFF928F06DD02A303F8EF3C251DFD6E2D85A95474C43"}
+        ] do
+      hash = hash |> Base.decode16!() |> Base.encode64()
+      known = "pbkdf2-sha256-chain$#{iterations}$#{Base.encode64("salt")}$#{hash}"
+      assert crypto("_auth_verify_password", ["password", known], :i32) == 1
+    end
 
-    known = "pbkdf2-sha256$4096$#{Base.encode64("salt")}$#{hash}"
+    # And more than are done at once.
+    first = :crypto.pbkdf2_hmac(:sha256, "password", "salt", 500, 32)
+    hash = :crypto.pbkdf2_hmac(:sha256, "password", "salt" <> first, 100, 32)
+    known = "pbkdf2-sha256-chain$600$#{Base.encode64("salt")}$#{Base.encode64(hash)}"
     assert crypto("_auth_verify_password", ["password", known], :i32) == 1
   end
 
@@ -53,14 +60,38 @@ defmodule Beamr.Host.Clean.CryptoTest do
     for bad <- [
           "",
           "sesame",
-          "pbkdf2-sha256$100$c2FsdA==$",
-          "pbkdf2-sha256$0$c2FsdA==$c2FsdA==",
-          "pbkdf2-sha256$99999999999$c2FsdA==$c2FsdA==",
-          "pbkdf2-sha256$1x$c2FsdA==$c2FsdA==",
-          "pbkdf2-sha256$1$?$?"
+          "pbkdf2-sha256-chain$100$c2FsdA==$",
+          "pbkdf2-sha256-chain$0$c2FsdA==$c2FsdA==",
+          "pbkdf2-sha256-chain$99999999999$c2FsdA==$c2FsdA==",
+          "pbkdf2-sha256-chain$1x$c2FsdA==$c2FsdA==",
+          "pbkdf2-sha256-chain$1$?$?"
         ] do
       assert crypto("_auth_verify_password", ["", bad], :i32) == 0
     end
+  end
+
+  test "hashing leaves others their turn" do
+    test = self()
+    hosts = [Beamr.Host.Clean.Crypto]
+
+    # More than there are schedulers, and without end.
+    pids =
+      for _ <- 1..4 do
+        spawn(fn ->
+          {wasm, values} = guest("_auth_hash_password", ["sesame"], :string, hosts: hosts)
+          send(test, :hashing)
+          for _ <- Stream.cycle([:on]), do: Beamr.call(wasm, "f", values, timeout: :infinity)
+        end)
+      end
+
+    for _ <- pids, do: assert_receive(:hashing, 10_000)
+
+    for _ <- 1..20 do
+      spawn(fn -> send(test, :turn) end)
+      assert_receive :turn, 1_000
+    end
+
+    for pid <- pids, do: kill(pid)
   end
 
   test "hashing is slow unless it is told otherwise" do
