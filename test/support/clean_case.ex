@@ -49,7 +49,7 @@ defmodule Beamr.CleanCase do
 
   @doc "Calls a guest's `f`; strings are read out of its memory."
   def called(wasm, values, result) do
-    case Beamr.call!(wasm, "f", values, unsigned: result == :string) do
+    case Beamr.call!(wasm, "f", values, unsigned: result == :string, timeout: 60_000) do
       [] -> nil
       [pointer] when result == :string -> string(wasm, pointer)
       [value] -> value

@@ -10,7 +10,7 @@ defmodule Beamr.Host.Clean.HTTP do
       it. Or a function that takes a `URI` and answers whether it is allowed. Nothing is allowed
       unless given.
     * `:timeout` - milliseconds that a request may take with its redirects; 30,000 unless given,
-      and never more than the guest asks for with `http_set_timeout`;
+      and never more than the guest asks for with `http_set_timeout`, or than its call has left;
     * `:max_redirects` - 5 unless given; the guest may set fewer;
     * `:max_bytes` - what the body of a response may have (16 MiB unless given). It is refused as
       soon as it has more, or at its end if its status is not 200;
@@ -146,7 +146,7 @@ defmodule Beamr.Host.Clean.HTTP do
   ## Requests
 
   defp request(http, method, url, content \\ nil, headers \\ "") do
-    deadline = now() + :atomics.get(http.set, @timeout_word)
+    deadline = now() + Beamr.Instance.within_outer(:atomics.get(http.set, @timeout_word))
 
     with {:ok, uri} <- parse(url),
          {:ok, headers} <- headers(headers),
@@ -207,7 +207,7 @@ defmodule Beamr.Host.Clean.HTTP do
 
       {:http, {^id, :stream, bytes}} when size + byte_size(bytes) <= most ->
         :httpc.stream_next(client)
-        collect(id, client, [body | bytes], size + byte_size(bytes), most, deadline)
+        collect(id, client, [body, bytes], size + byte_size(bytes), most, deadline)
 
       {:http, {^id, :stream_end, headers}} ->
         {:ok, 200, headers, IO.iodata_to_binary(body)}

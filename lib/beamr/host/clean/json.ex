@@ -46,7 +46,7 @@ defmodule Beamr.Host.Clean.JSON do
 
       {position, 1} ->
         <<plain::binary-size(position), byte, rest::binary>> = text
-        [plain, escaped(byte) | escape(rest)]
+        [plain, escaped(byte), escape(rest)]
     end
   end
 
@@ -141,7 +141,7 @@ defmodule Beamr.Host.Clean.JSON do
     case :binary.match(bytes, escaped()) do
       {position, 1} ->
         <<plain::binary-size(position), byte, rest::binary>> = bytes
-        ended(byte, rest, [done | plain])
+        ended(byte, rest, [done, plain])
 
       :nomatch ->
         throw(:invalid)
@@ -152,10 +152,10 @@ defmodule Beamr.Host.Clean.JSON do
 
   defp ended(?\\, <<?u, rest::binary>>, done) do
     {character, rest} = unicode(rest)
-    text(rest, [done | character])
+    text(rest, [done, character])
   end
 
-  defp ended(?\\, <<byte, rest::binary>>, done), do: text(rest, [done | unescaped(byte)])
+  defp ended(?\\, <<byte, rest::binary>>, done), do: text(rest, [done, unescaped(byte)])
   defp ended(_control, _rest, _done), do: throw(:invalid)
 
   defp unescaped(byte) when byte in [?", ?\\, ?/], do: <<byte>>

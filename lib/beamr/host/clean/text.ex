@@ -15,10 +15,10 @@ defmodule Beamr.Host.Clean.Text do
     case :unicode.characters_to_binary(bytes) do
       {_error, good, rest} ->
         rest = binary_part(rest, bad(rest), byte_size(rest) - bad(rest))
-        valid(rest, [done, good | @replacement])
+        valid(rest, [done, good, @replacement])
 
       good ->
-        [done | good]
+        [done, good]
     end
   end
 
