@@ -17,7 +17,16 @@ defmodule Beamr.MixProject do
   end
 
   def application do
-    [mod: {Beamr.Application, []}, extra_applications: [:logger]]
+    [
+      mod: {Beamr.Application, []},
+      extra_applications: [
+        :logger,
+        :crypto,
+        inets: :optional,
+        ssl: :optional,
+        public_key: :optional
+      ]
+    ]
   end
 end
 

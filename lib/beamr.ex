@@ -145,6 +145,9 @@ defmodule Beamr do
       `Beamr.LinkError`; what the module does not import is ignored.
     * `:wasi` - what the guest is granted of WASI preview 1: a list of options, see `Beamr.WASI`,
       or `true` for nothing but the functions themselves. Imports given in `:imports` come first.
+    * `:hosts` - a list of hosts that provide what `:imports` does not have: see `Beamr.Host`.
+    * `:stubs` - `:zero` or `:trap` for what nobody provides: functions that answer zeros, or
+      that end the call with the import's name.
     * `:timeout` - milliseconds that the start function may take, or `:infinity`;
       #{@call_timeout} unless given.
     * `:scheduler` - where the start function runs: see `t:Beamr.Instance.scheduler/0`.
@@ -205,6 +208,8 @@ defmodule Beamr do
       opts
       |> Keyword.validate!(
         imports: %{},
+        hosts: [],
+        stubs: nil,
         timeout: @call_timeout,
         scheduler: :auto,
         max_depth: @max_depth,
@@ -217,6 +222,13 @@ defmodule Beamr do
       |> Map.pop!(:imports)
 
     check!(is_map(imports), :imports, imports, "a map of maps of functions")
+    Beamr.Host.check!(options.hosts)
+    Beamr.Host.check_stubs!(options.stubs)
+    {further, options} = Map.split(options, [:hosts, :stubs])
+
+    imports =
+      for {name, value} <- further, value not in [nil, []], into: imports, do: {name, value}
+
     check_timeout!(options.timeout)
     check_scheduler!(options.scheduler)
     check!(size?(options.max_depth, 1), :max_depth, options.max_depth, "a positive integer")

@@ -475,6 +475,11 @@ defmodule :beamr do
   @spec add_fuel(Beamr.guest(), non_neg_integer()) :: result(non_neg_integer())
   def add_fuel(guest, amount), do: Beamr.Instance.add_fuel(guest, amount)
 
+  @doc "See `Beamr.Host.stub/3`."
+  @spec stub(Beamr.Module.t(), Beamr.Host.stub(), :all | [binary() | {binary(), binary()}]) ::
+          map()
+  def stub(module, kind, only \\ :all), do: Beamr.Host.stub(module, kind, only)
+
   @doc "An error's text, as a binary."
   @spec format_error(map()) :: binary()
   def format_error(%{__exception__: true} = error), do: Exception.message(error)

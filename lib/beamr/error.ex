@@ -90,7 +90,9 @@ defmodule Beamr.LinkError do
     * `:module` and `:name`, as the module imports it;
     * `:problem`, see below;
     * `:wanted`: the type in the module, see `t:Beamr.Module.extern_type/0`;
-    * `:given`: what was given instead.
+    * `:given`: what was given instead: of functions with a signature, the signature or a list
+      of them;
+    * `:host`: only where it is missing, the host that has it and was not given, see `Beamr.Host`.
 
   | `problem` | what is wrong | further keys |
   |---|---|---|
@@ -114,6 +116,7 @@ defmodule Beamr.LinkError do
           required(:problem) => :missing | :type | :value | :too_small | :too_large | :no_maximum,
           required(:wanted) => Beamr.Module.extern_type(),
           required(:given) => term(),
+          optional(:host) => module(),
           optional(:required) => non_neg_integer(),
           optional(:provided) => non_neg_integer() | nil
         }
@@ -125,13 +128,18 @@ defmodule Beamr.LinkError do
     "the module's imports are not satisfied:#{lines}"
   end
 
+  defp line(%{problem: :missing, host: host} = import) do
+    "#{name(import)} is missing: #{Beamr.Module.format_type(import.wanted)}; it belongs to " <>
+      "#{inspect(host)}, which is not among the hosts"
+  end
+
   defp line(%{problem: :missing} = import) do
     "#{name(import)} is missing: #{Beamr.Module.format_type(import.wanted)}#{missing_hint(import)}"
   end
 
   defp line(%{problem: :type} = import) do
     "#{name(import)} has the wrong type: #{Beamr.Module.format_type(import.wanted)} is wanted" <>
-      "#{hint(import.wanted)}, given: #{inspect(import.given)}"
+      "#{hint(import.wanted)}, given: #{given(import.given)}"
   end
 
   defp line(%{problem: :value, wanted: {:global, %{type: type}}} = import) do
@@ -151,6 +159,10 @@ defmodule Beamr.LinkError do
   defp line(%{problem: :no_maximum} = import) do
     "#{name(import)} has no maximum: at most #{import.required} #{unit(import)} are allowed"
   end
+
+  defp given({:function, %{params: _, results: _}} = type), do: Beamr.Module.format_type(type)
+  defp given([{:function, _type} | _] = types), do: Enum.map_join(types, " or ", &given/1)
+  defp given(other), do: inspect(other)
 
   defp unit(%{wanted: {:memory, _type}}), do: "pages"
   defp unit(%{wanted: {:table, _type}}), do: "elements"
@@ -333,6 +345,20 @@ defmodule Beamr.ImportError do
 
   defp wanted([type]), do: Beamr.Module.describe(type)
   defp wanted(types), do: "a list of #{length(types)} values (#{Enum.join(types, ", ")})"
+end
+
+defmodule Beamr.StubError do
+  @moduledoc """
+  What the stub of an import raises: see `Beamr.Host.stub/3`. It is the `reason` of the
+  `Beamr.ImportError` that ends the guest's call.
+  """
+
+  defexception reason: :stub, module: nil, name: nil
+
+  @type t :: %__MODULE__{reason: :stub, module: String.t(), name: String.t()}
+
+  @impl true
+  def message(e), do: "#{inspect(e.module)} #{inspect(e.name)} is only a stub"
 end
 
 defmodule Beamr.MemoryError do

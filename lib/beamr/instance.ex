@@ -16,6 +16,7 @@ defmodule Beamr.Instance do
     Error,
     ExportError,
     Guest,
+    Host,
     Import,
     ImportError,
     LinkError,
@@ -38,6 +39,8 @@ defmodule Beamr.Instance do
   that made the call. An import with no results may return anything, one with one result returns
   it, one with several returns a list of them. `{:list, function}` in a function's place is called
   with the instance and the list of the arguments, whatever their number.
+  `{:function, params, results, function}` has the signature checked, and a list of these is chosen
+  from by it: see `Beamr.Host`.
 
   Memories, globals and tables are made for the instance, for each one its own; an import never
   stands for what another instance has. Their types are the module's own.
@@ -69,6 +72,7 @@ defmodule Beamr.Instance do
   @type import_value ::
           function()
           | {:list, (t(), [Beamr.value()] -> term())}
+          | Host.signed()
           | :memory
           | {:memory, minimum :: non_neg_integer()}
           | {:memory, minimum :: non_neg_integer(), maximum :: limit()}
@@ -145,6 +149,7 @@ defmodule Beamr.Instance do
   # The functions of the imports, by the import's index, and what is given for the others; or
   # every import that does not fit.
   defp link(module, imports, wasi) do
+    imports = Host.open(imports, module)
     linked = Enum.map(Module.imports(module), &link_one(&1, imports, wasi))
 
     # Nearly always there are functions only, and they fit.
@@ -170,9 +175,8 @@ defmodule Beamr.Instance do
   defp link_one({module, name, {:function, %{params: params}} = type}, imports, wasi) do
     case given(imports, module, name) do
       {:ok, function} when is_function(function, length(params) + 1) -> {module, name, function}
-      {:ok, {:list, function}} when is_function(function, 2) -> {module, name, {:list, function}}
-      {:ok, value} -> problem(module, name, :type, type, value)
-      :error when wasi == nil -> otherwise(imports, module, name, type)
+      {:ok, value} -> signed(module, name, type, value)
+      :error when wasi == nil -> from_hosts(imports, module, name, type)
       :error -> link_wasi(WASI.signature(module, name), module, name, type, imports)
     end
   end
@@ -181,7 +185,7 @@ defmodule Beamr.Instance do
     {:item, {import, given(imports, module, name)}}
   end
 
-  defp link_wasi(nil, module, name, type, imports), do: otherwise(imports, module, name, type)
+  defp link_wasi(nil, module, name, type, imports), do: from_hosts(imports, module, name, type)
   defp link_wasi(type, module, name, type, _imports), do: {module, name, :wasi}
   defp link_wasi(wasi, module, name, type, _imports), do: problem(module, name, :type, type, wasi)
 
@@ -192,13 +196,45 @@ defmodule Beamr.Instance do
     end
   end
 
+  defp signed(module, name, type, value) do
+    case Host.fit(value, type) do
+      {:ok, function} -> {module, name, function}
+      :error -> problem(module, name, :type, type, Host.given(value))
+    end
+  end
+
+  defp from_hosts(imports, module, name, type) do
+    case Host.find(imports, module, name, type) do
+      {:ok, function} ->
+        {module, name, function}
+
+      {:wrong, [given | _]} ->
+        with {:problem, _missing} <- otherwise(imports, module, name, type),
+             do: problem(module, name, :type, type, given)
+
+      :error ->
+        otherwise(imports, module, name, type)
+    end
+  end
+
   # Beside the maps there may be a function, named so that new code of it is used, that is called
   # for all imports that are not in them.
   defp otherwise(%{otherwise: {_module, _function, _args} = mfa}, module, name, _type) do
     {module, name, {:otherwise, mfa, {module, name}}}
   end
 
-  defp otherwise(_imports, module, name, type), do: problem(module, name, :missing, type, nil)
+  defp otherwise(%{stubs: stub}, module, name, {:function, type}) do
+    {module, name, Host.stub_function(stub, module, name, type)}
+  end
+
+  defp otherwise(_imports, module, name, type) do
+    {:problem, problem} = problem(module, name, :missing, type, nil)
+
+    case Host.known(module, name, type) do
+      nil -> {:problem, problem}
+      host -> {:problem, Map.put(problem, :host, host)}
+    end
+  end
 
   defp problem(module, name, problem, wanted, given) do
     Import.problem({module, name, wanted}, problem, given)

@@ -334,6 +334,7 @@ defmodule Beamr.Native do
 
   @spec held_count(instance_ref()) :: {:ok, non_neg_integer()} | {:error, reason()}
   def held_count(_instance), do: unloaded()
+
   @spec wasi_new(tuple()) ::
           {:ok, wasi_ref()} | {:error, {String.t() | nil, File.posix() | String.t()}} | :dirty
   def wasi_new(_options), do: unloaded()

@@ -50,7 +50,7 @@ defmodule Beamr.Server do
       Beamr.call(counter, "run", [])
       GenServer.call(counter, :count)
 
-  `c:handle_import/4` gets what neither `imports:` nor `wasi:` has. The other callbacks are GenServer's,
+  `c:handle_import/4` gets what none of `imports:`, `wasi:` and `hosts:` has. The other callbacks are GenServer's,
   for messages of the server's own. Inside them, `run/4` calls the guest with a state.
 
   Or keep a `Beamr.Instance` in the state of any GenServer: an instance needs no server of its
@@ -135,6 +135,8 @@ defmodule Beamr.Server do
 
   @instance_options [
     :imports,
+    :hosts,
+    :stubs,
     :timeout,
     :scheduler,
     :max_depth,
@@ -189,8 +191,8 @@ defmodule Beamr.Server do
   Starts a server. Options:
 
     * `:module` - a `Beamr.Module`, WebAssembly bytes or text, or the path of a file (required);
-    * `:imports`, `:timeout`, `:scheduler`, `:max_depth`, `:max_memory`, `:max_table_elements`,
-      `:fuel`, `:wasi` - as for `Beamr.instantiate/2`;
+    * `:imports`, `:wasi`, `:hosts`, `:stubs`, `:timeout`, `:scheduler`, `:max_depth`,
+      `:max_memory`, `:max_table_elements`, `:fuel` - as for `Beamr.instantiate/2`;
     * `:init` - called once after instantiation: the name of an export without parameters, or a
       function that takes the instance. An error (a tuple or an exception) keeps the server from
       starting;
@@ -232,9 +234,12 @@ defmodule Beamr.Server do
           ":init must be an export's name or a function of the instance, given: #{inspect(init)}"
   end
 
-  defp load(%Beamr.Module{} = module, _opts), do: {:ok, module}
+  @doc false
+  @spec load(Beamr.Module.t() | binary(), keyword()) ::
+          {:ok, Beamr.Module.t()} | {:error, Beamr.CompileError.t()}
+  def load(%Beamr.Module{} = module, _opts), do: {:ok, module}
 
-  defp load(source, opts) when is_binary(source) do
+  def load(source, opts) when is_binary(source) do
     compile_opts = [fuel: Keyword.get(opts, :fuel) != nil]
 
     if source =~ ~r/\A(\0asm|\s*(\(|;;))/,
