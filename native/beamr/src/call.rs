@@ -7,6 +7,7 @@ use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
 use wasmtime::{AsContext, AsContextMut, Func, RootScope, Store, Val, ValType};
 
 use crate::atoms;
+use crate::common::Common;
 use crate::error::{Exit, Fault, Stop};
 use crate::export::Reach;
 use crate::instance::{InstanceResource, Wait, locked, timeout};
@@ -32,31 +33,48 @@ impl Target {
         }
     }
 
-    pub fn find(&self, reach: &mut impl Reach) -> Option<Func> {
+    pub fn find(&self, reach: &mut impl Reach) -> Option<Callee> {
         match self {
-            Target::Func(handle) => Some(handle.func),
+            Target::Func(handle) => Some(handle.func.into()),
             Target::Export(index) => find_export(*index, reach),
         }
+    }
+}
+
+/// A function of a store.
+#[derive(Clone)]
+pub struct Callee {
+    func: Func,
+    /// The way to call it that is quicker, where there is one.
+    common: Option<Arc<Common>>,
+}
+
+impl From<Func> for Callee {
+    fn from(func: Func) -> Self {
+        Callee { func, common: None }
     }
 }
 
 /// So many of an instance's functions are found at once; others are looked up in each call.
 const REMEMBERED: usize = 8;
 
-fn find_export(index: usize, reach: &mut impl Reach) -> Option<Func> {
+fn find_export(index: usize, reach: &mut impl Reach) -> Option<Callee> {
     let store = reach.store();
     let host = store.data();
-    if let Some((_, func)) = host.called.iter().find(|(called, _)| *called == index) {
-        return Some(*func);
+    if let Some((_, callee)) = host.called.iter().find(|(called, _)| *called == index) {
+        return Some(callee.clone());
     }
-    let export = host.module.functions[index].export;
-    let func = reach.export(&export)?.into_func()?;
+    let module = host.module.clone();
+    let function = &module.functions[index];
+    let func = reach.export(&function.export)?.into_func()?;
     let mut store = reach.store();
-    let called = &mut store.data_mut().called;
-    if called.len() < REMEMBERED {
-        called.push((index, func));
+    if store.data().called.len() >= REMEMBERED {
+        return Some(func.into());
     }
-    Some(func)
+    let common = Common::new(&mut store, func, &function.signature).map(Arc::new);
+    let callee = Callee { func, common };
+    store.data_mut().called.push((index, callee.clone()));
+    Some(callee)
 }
 
 /// The arguments of a call. Numbers come with room for the results behind them.
@@ -210,7 +228,7 @@ pub async fn top_call(
     args: Args,
 ) -> (Store<Host>, Outcome) {
     let mut outcome = match target.find(&mut store) {
-        Some(func) => run(&mut store, func, args).await,
+        Some(callee) => run(&mut store, callee, args).await,
         None => Err(Stop::Closed.into()),
     };
     if store.data().wasi.is_some() {
@@ -220,12 +238,16 @@ pub async fn top_call(
 }
 
 /// Runs a guest function to its end.
-pub async fn run(mut store: impl AsContextMut<Data = Host>, func: Func, args: Args) -> Outcome {
+pub async fn run(mut store: impl AsContextMut<Data = Host>, callee: Callee, args: Args) -> Outcome {
     match args {
         Args::Numbers { mut values, params } => {
             store::new_slice(&mut store);
             let (given, results) = values.split_at_mut(params);
-            match func.call_async(&mut store, given, results).await {
+            let called = match &callee.common {
+                Some(common) => common.call(&mut store, given, results).await,
+                None => callee.func.call_async(&mut store, given, results).await,
+            };
+            match called {
                 Ok(()) => Ok(Results::Numbers { values, params }),
                 // A program that exits with 0 has come to its end, as one whose `_start` returns.
                 Err(error) if results.is_empty() && error.downcast_ref() == Some(&Exit(0)) => {
@@ -244,7 +266,7 @@ pub async fn run(mut store: impl AsContextMut<Data = Host>, func: Func, args: Ar
                 .collect::<wasmtime::Result<Vec<Val>>>()?;
             let mut results = vec![Val::I32(0); signature.results.len()];
             store::new_slice(&mut scope);
-            func.call_async(&mut scope, &params, &mut results).await?;
+            callee.func.call_async(&mut scope, &params, &mut results).await?;
             let owner = scope.as_context().data().id;
             let values = results.iter().map(|val| value::from_val(&mut scope, val, owner));
             Ok(Results::Values(values.collect()))

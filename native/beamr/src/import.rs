@@ -66,7 +66,7 @@ pub async fn answered(
             Errand::Stop(stop) => return Err(stop.into()),
             Errand::Call { target, args } => {
                 let outcome = match target.find(store) {
-                    Some(func) => call::run(&mut *store, func, args).await,
+                    Some(callee) => call::run(&mut *store, callee, args).await,
                     None => Err(wasmtime::Error::from(Stop::Closed)),
                 };
                 store::capture(&mut *store);

@@ -8,6 +8,7 @@ mod atoms;
 mod bench;
 mod block;
 mod call;
+mod common;
 mod engine;
 mod error;
 mod exchange;

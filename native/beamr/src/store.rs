@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use wasmtime::{
-    AsContext, AsContextMut, Engine, Extern, Func, Instance, Memory, ResourceLimiter, Store,
+    AsContext, AsContextMut, Engine, Extern, Instance, Memory, ResourceLimiter, Store,
     StoreContextMut, UpdateDeadline, Val,
 };
 
+use crate::call::Callee;
 use crate::error::{Limit, LimitKind};
 use crate::exchange::Exchange;
 use crate::memory::View;
@@ -38,7 +39,7 @@ pub struct Host {
     /// None where WASI was not granted.
     pub wasi: Option<Box<Wasi>>,
     /// The exported functions that have been called, by their place in [`Compiled::functions`].
-    pub called: Vec<(usize, Func)>,
+    pub called: Vec<(usize, Callee)>,
     /// Room for the values of a call, kept from one call to the next.
     pub room: Vec<Val>,
     /// The ticks that the slice that is running has had.

@@ -410,8 +410,8 @@ pub async fn initialize(store: &mut Store<Host>) -> Outcome {
     let Some(index) = module.function_names.get("_initialize") else { return Ok(Results::None) };
     let signature = &module.functions[*index].signature;
     match Target::Export(*index).find(store) {
-        Some(func) if signature.params.is_empty() && signature.results.is_empty() => {
-            call::run(&mut *store, func, Args::Numbers { values: Vec::new(), params: 0 }).await
+        Some(callee) if signature.params.is_empty() && signature.results.is_empty() => {
+            call::run(&mut *store, callee, Args::Numbers { values: Vec::new(), params: 0 }).await
         }
         _ => Ok(Results::None),
     }
