@@ -558,6 +558,7 @@ defmodule Beamr.CallsTest do
     test "no monitor of it, whatever became of its calls" do
       wasm = guest()
       loop = start_count(wasm)
+      owner = self()
 
       task =
         Task.async(fn ->
@@ -568,12 +569,18 @@ defmodule Beamr.CallsTest do
           {:ok, [_sum]} = Beamr.call(wasm, "spin", [20_000_000], timeout: :infinity)
           {:error, %{reason: :timeout}} = Beamr.call(wasm, "count", [], timeout: 5)
           {:error, %Trap{}} = Beamr.call(wasm, "trap", [])
-          Process.info(self(), [:monitored_by, :monitors, :messages])
+          send(owner, :called)
+          receive do: (:asked -> :ok)
         end)
 
       assert {:error, %CallError{reason: :interrupted}} = Task.await(loop)
-      # The task's owner monitors it.
-      assert Task.await(task) == [monitored_by: [self()], monitors: [], messages: []]
+      assert_receive :called, 10_000
+      # Asked by another process, after the signals that end its own monitors. The task's owner
+      # monitors it.
+      info = Process.info(task.pid, [:monitored_by, :monitors, :messages])
+      assert info == [monitored_by: [self()], monitors: [], messages: []]
+      send(task.pid, :asked)
+      Task.await(task)
     end
   end
 

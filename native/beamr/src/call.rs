@@ -279,7 +279,7 @@ fn start<'a>(env: Env<'a>, request: &Request<'a>, wait: Wait) -> NifResult<Term<
     if instance.is_deep_for(wait) {
         return Ok(atoms::dirty().encode(env));
     }
-    Ok(locked(env, instance, wait, |state| instance.begin(env, request, state, wait)))
+    Ok(locked(env, instance, wait, |state| instance.begin(env, request, state)))
 }
 
 #[rustler::nif]
@@ -332,7 +332,7 @@ fn resume<'a>(
     };
     Ok(locked(env, instance, wait, |state| {
         instance.exchange.set_slice(slice);
-        instance.resume(env, this, answer, state, wait)
+        instance.resume(env, this, answer, state)
     }))
 }
 

@@ -4,14 +4,16 @@
 //! as the node. Guest code checks an engine's epoch at function entries and loop headers; the
 //! ticker advances it. Invariant: while any slice runs, the ticker is awake or about to be.
 
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
 use rustler::Atom;
 use wasmtime::{Config, Engine};
+
+use crate::stack::Stacks;
 
 use crate::atoms;
 
@@ -75,6 +77,7 @@ fn config(options: Options) -> Config {
         .epoch_interruption(true)
         .max_wasm_stack(max_stack)
         .async_stack_size(max_stack + HOST_STACK)
+        .with_host_stack(Arc::new(Stacks::default()))
         .consume_fuel(options.fuel)
         .cranelift_nan_canonicalization(options.deterministic)
         .relaxed_simd_deterministic(options.deterministic)
@@ -124,10 +127,10 @@ impl Drop for Slice {
     }
 }
 
-/// Guests that wait for a dirty scheduler.
+/// Guests whose slice has ended and that wait for their next one.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-/// Held while a guest waits for a dirty scheduler.
+/// Held while a guest waits for its next slice.
 pub struct Wait(());
 
 impl Wait {
@@ -143,7 +146,7 @@ impl Drop for Wait {
     }
 }
 
-/// Whether a guest waits for a dirty scheduler that other guests hold.
+/// Whether a guest waits for a scheduler, which may be one that another guest holds.
 pub fn is_contended() -> bool {
     WAITING.load(Relaxed) > 0
 }

@@ -236,7 +236,7 @@ fn perform_at<'a>(
     let instance: &InstanceResource = this.decode()?;
     Ok(match operation(instance, verb, name, index, value)? {
         Ok(operation) => {
-            locked(env, instance, wait, |state| instance.perform(env, this, operation, state, wait))
+            locked(env, instance, wait, |state| instance.perform(env, this, operation, state))
         }
         Err(fault) => error::encode(env, &fault),
     })

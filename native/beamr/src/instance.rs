@@ -40,8 +40,8 @@ use crate::{atoms, wasi};
 /// How long a normal scheduler may wait for the lock.
 const BRIEF: Duration = Duration::from_micros(20);
 
-/// A call that has less time left than this, after another wait for a dirty scheduler as long as
-/// its last one, does not wait for one again.
+/// A call that has less time left than this, after waits for a scheduler as long as its last one,
+/// does not wait for a dirty one.
 const SOON: Duration = Duration::from_millis(1);
 
 /// Each level of nesting adds half a microsecond or so to every poll: at this depth a poll takes
@@ -100,7 +100,7 @@ struct Flight {
     /// Set once the call has outlived a slice, or another process waits for it to end. Until
     /// then nobody is kept waiting by a caller that has died.
     monitor: Option<Monitor>,
-    /// Held from the end of a slice on a dirty scheduler to the start of the next there.
+    /// Held from the end of a slice to the start of the next.
     queued: Option<Queued>,
     /// How long it was queued the last time.
     last_wait: Duration,
@@ -355,19 +355,17 @@ impl InstanceResource {
     }
 
     /// Where a guest whose slice has ended should have its next one.
-    fn next_slice(&self, state: &mut State, wait: Wait) -> Atom {
+    fn next_slice(&self, state: &mut State) -> Atom {
         let Holder::Running(flight) = &mut state.holder else { return atoms::yield_() };
         if self.exchange.time_left().is_some_and(|left| left < flight.last_wait * 2 + SOON) {
             return atoms::hurry();
         }
-        if wait == Wait::AsLongAsNeeded {
-            flight.queued = Some(Queued { since: Instant::now(), _wait: engine::Wait::begin() });
-        }
+        flight.queued = Some(Queued { since: Instant::now(), _wait: engine::Wait::begin() });
         atoms::yield_()
     }
 
     /// Runs one slice and answers the step that comes out of it.
-    fn step<'a>(&self, env: Env<'a>, this: Term<'a>, state: &mut State, wait: Wait) -> Term<'a> {
+    fn step<'a>(&self, env: Env<'a>, this: Term<'a>, state: &mut State) -> Term<'a> {
         let monitor = match &state.holder {
             Holder::Running(flight) => flight.monitor,
             _ => return error::encode(env, &Fault::Stop(Stop::Closed)),
@@ -386,7 +384,7 @@ impl InstanceResource {
                     self.watch(env, this, state);
                     match self.wasi.as_ref().and_then(|wasi| wasi.alarm.arm(env)) {
                         Some(alarm) => (atoms::wait(), alarm).encode(env),
-                        None => self.next_slice(state, wait).encode(env),
+                        None => self.next_slice(state).encode(env),
                     }
                 }
             },
@@ -492,13 +490,7 @@ impl InstanceResource {
 
     /// Begins a call, or queues for one. Arguments are converted first, so that a call that
     /// cannot be made is refused at once.
-    pub fn begin<'a>(
-        &self,
-        env: Env<'a>,
-        request: &Request<'a>,
-        state: &mut State,
-        wait: Wait,
-    ) -> Term<'a> {
+    pub fn begin<'a>(&self, env: Env<'a>, request: &Request<'a>, state: &mut State) -> Term<'a> {
         let room = match &mut state.holder {
             Holder::Idle(store) if !self.is_closing() => std::mem::take(&mut store.data_mut().room),
             Holder::Running(_) if !self.is_closing() => Vec::new(),
@@ -516,7 +508,7 @@ impl InstanceResource {
                 }
                 self.exchange.begin(exchange::deadline(request.timeout), request.unsigned);
                 self.exchange.send(Errand::Call { target, args });
-                self.step(env, request.this, state, wait)
+                self.step(env, request.this, state)
             }
             Admission::Idle(turn) => {
                 self.exchange.begin(exchange::deadline(request.timeout), request.unsigned);
@@ -527,7 +519,7 @@ impl InstanceResource {
                 let future = Box::pin(call::top_call(store, target, args));
                 let monitor = turn.map(|waiter| waiter.monitor);
                 self.take_off(state, future, env.pid(), monitor);
-                self.step(env, request.this, state, wait)
+                self.step(env, request.this, state)
             }
         }
     }
@@ -540,13 +532,12 @@ impl InstanceResource {
         this: Term<'a>,
         operation: Operation,
         state: &mut State,
-        wait: Wait,
     ) -> Term<'a> {
         match self.admit(env, this, Wants::Store, state) {
             Admission::Refused(step) => step,
             Admission::Nested => {
                 self.exchange.send(Errand::Perform(operation));
-                self.step(env, this, state, wait)
+                self.step(env, this, state)
             }
             Admission::Idle(turn) => {
                 let Holder::Idle(store) = &mut state.holder else {
@@ -615,7 +606,6 @@ impl InstanceResource {
         this: Term<'a>,
         answer: Answer<'a>,
         state: &mut State,
-        wait: Wait,
     ) -> Term<'a> {
         match &state.holder {
             Holder::Running(flight) if flight.caller == env.pid() => {}
@@ -626,7 +616,7 @@ impl InstanceResource {
             Answer::Return(_) => Err(Stop::ImportResult),
             Answer::Raise | Answer::Continue => Err(Stop::ImportRaised),
         });
-        self.step(env, this, state, wait)
+        self.step(env, this, state)
     }
 }
 
@@ -809,7 +799,7 @@ fn make<'a>(
     let future = Box::pin(top_instantiate(store, given));
     let step = locked(env, &resource, wait, |state| {
         resource.take_off(state, future, env.pid(), None);
-        resource.step(env, this, state, wait)
+        resource.step(env, this, state)
     });
     (this, step).encode(env)
 }

@@ -18,6 +18,7 @@ mod import;
 mod instance;
 mod memory;
 mod module;
+mod stack;
 mod stdio;
 mod store;
 mod typed;
