@@ -10,7 +10,8 @@ defmodule Beamr.MixProject do
       elixir: "~> 1.14",
       description: "WebAssembly guests inside the BEAM: call them, and reach their memory",
       compilers: [:beamr_native | Mix.compilers()],
-      elixirc_paths: if(Mix.env() == :test, do: ["lib", "test/support"], else: ["lib"]),
+      elixirc_paths:
+        if(Mix.env() == :test, do: ["lib", "test/support", "examples"], else: ["lib"]),
       start_permanent: Mix.env() == :prod,
       deps: []
     ]

@@ -1,1 +1,9 @@
-ExUnit.start(exclude: [:stress])
+missing = Beamr.RealGuest.missing()
+
+if missing != [] do
+  IO.puts(
+    "Without the tests of real guests (#{Enum.join(missing, ", ")}): test/guests/fetch gets them."
+  )
+end
+
+ExUnit.start(exclude: [:stress | if(missing == [], do: [], else: [:real_guests])])

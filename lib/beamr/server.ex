@@ -79,11 +79,16 @@ defmodule Beamr.Server do
   @type import_name :: {module :: String.t(), name :: String.t()}
 
   @doc "Called when the server starts, before the instance is made. `arg` is the option's value."
-  @callback init(arg :: term()) :: {:ok, state :: term()} | {:stop, reason :: term()} | :ignore
+  @callback init(arg :: term()) ::
+              {:ok, state :: term()}
+              | {:ok, state :: term(), {:continue, term()} | :hibernate | timeout()}
+              | {:stop, reason :: term()}
+              | :ignore
 
   @doc """
   Called for each import that `imports:` does not have. `wasm` is the instance; the result is
-  what a function in `imports:` would return. What it raises ends the guest's call.
+  what a function in `imports:` would return. What it raises ends the guest's call. Not needed
+  where `imports:`, `wasi:` and `hosts:` have everything.
   """
   @callback handle_import(import_name(), args :: [Beamr.value()], Instance.t(), state :: term()) ::
               {:reply, result :: term(), state :: term()}
@@ -99,7 +104,8 @@ defmodule Beamr.Server do
   @doc "GenServer's; the instance is closed after it."
   @callback terminate(reason :: term(), state :: term()) :: term()
 
-  @optional_callbacks handle_call: 3,
+  @optional_callbacks handle_import: 4,
+                      handle_call: 3,
                       handle_cast: 2,
                       handle_info: 2,
                       handle_continue: 2,
@@ -357,7 +363,7 @@ defmodule Beamr.Server do
   # garbage collector, because others may just be reading it.
   defp instantiate(%{options: options, callback: callback} = server) do
     options =
-      if callback,
+      if callback && function_exported?(callback, :handle_import, 4),
         do: Keyword.update(options, :imports, otherwise(%{}, callback), &otherwise(&1, callback)),
         else: options
 

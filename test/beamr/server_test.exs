@@ -985,12 +985,38 @@ defmodule Beamr.ServerTest do
     def handle_import(_import, [n], _wasm, state), do: {:reply, n, state}
   end
 
+  defmodule NoImports do
+    use Beamr.Server
+
+    @impl true
+    def init(arg), do: {:ok, arg}
+
+    @impl true
+    def handle_call(:state, _from, state), do: {:reply, state, state}
+  end
+
   defp start_counter(opts) do
     opts = Keyword.merge([module: @importer, arg: 0], opts)
     start_supervised!({Counter, opts}, id: make_ref(), restart: :temporary)
   end
 
   describe "use Beamr.Server" do
+    test "a module without handle_import/4 leaves the imports to the options" do
+      start = fn opts ->
+        start_supervised!({NoImports, [module: @importer, arg: 7] ++ opts},
+          id: make_ref(),
+          restart: :temporary
+        )
+      end
+
+      pid = start.(imports: %{"env" => %{"i" => fn _wasm, n -> n + 1 end}})
+      assert Beamr.call(pid, "f", [5]) == {:ok, [6]}
+      assert GenServer.call(pid, :state) == 7
+
+      Process.flag(:trap_exit, true)
+      assert {:error, %Beamr.LinkError{}} = NoImports.start_link(module: @importer, arg: 7)
+    end
+
     test "imports see and change the state, across calls" do
       pid = start_counter(arg: 10)
       assert Beamr.call(pid, "f", [5]) == {:ok, [10]}
