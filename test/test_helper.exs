@@ -1,1 +1,1 @@
-ExUnit.start(exclude: [:stress])
+ExUnit.start(exclude: [:stress, :spec])
