@@ -44,7 +44,7 @@ defmodule Beamr.ReadmeTest do
       |> Enum.map(fn tokens -> tokens |> :erl_parse.parse_form() |> elem(1) end)
 
     {:ok, module, binary} = :compile.forms(forms)
-    {:module, ^module} = :code.load_binary(module, 'guests_sup.erl', binary)
+    {:module, ^module} = :code.load_binary(module, ~c"guests_sup.erl", binary)
   end
 
   # A form ends with a dot.

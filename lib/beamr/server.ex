@@ -535,6 +535,9 @@ defmodule Beamr.Server do
 
   # For `:sys.get_status/1` and crash reports: what there is to know, without the guest's help.
   @doc false
+  # A callback since OTP 25, of Elixir's behaviour since 1.17.
+  if {:format_status, 1} in GenServer.behaviour_info(:callbacks), do: @impl(true)
+
   def format_status(status) do
     Map.replace_lazy(status, :state, fn %__MODULE__{} = server ->
       size =

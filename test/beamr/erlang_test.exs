@@ -260,7 +260,7 @@ defmodule Beamr.ErlangTest do
 
     assert {:ok, module, binary, []} = :compile.forms(forms, [:return, :warnings_as_errors])
 
-    {:module, ^module} = :code.load_binary(module, 'test', binary)
+    {:module, ^module} = :code.load_binary(module, ~c"test", binary)
     module
   end
 
@@ -310,7 +310,7 @@ defmodule Beamr.ErlangTest do
     File.write!(path, @guest)
     assert {:ok, _module} = client.compile_file(path)
     assert {:ok, _module} = client.compile_file(String.to_charlist(path))
-    assert {:error, %{reason: {:file, :enoent}}} = client.compile_file('no/such.wasm')
+    assert {:error, %{reason: {:file, :enoent}}} = client.compile_file(~c"no/such.wasm")
   end
 
   test "instances take maps and proplists", %{client: client} do

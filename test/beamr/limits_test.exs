@@ -515,10 +515,10 @@ defmodule Beamr.LimitsTest do
     """
 
     setup do
-      %{module: Beamr.compile!(@nans, deterministic: true)}
+      %{compiled: Beamr.compile!(@nans, deterministic: true)}
     end
 
-    test "makes NaNs canonical", %{module: module} do
+    test "makes NaNs canonical", %{compiled: module} do
       wasm = Beamr.instantiate!(module)
       assert call!(wasm, "f64", [0, 0]) == 0x7FF8000000000000
       assert call!(wasm, "f64", [:infinity, :infinity]) == 0x7FF8000000000000
@@ -528,7 +528,7 @@ defmodule Beamr.LimitsTest do
       assert call!(wasm, "f64x2") == 0x7FF8000000000000
     end
 
-    test "meters, and uses the same fuel for the same work in every instance", %{module: module} do
+    test "meters, and uses the same fuel for the same work in every instance", %{compiled: module} do
       [one, other] =
         for _ <- 1..2 do
           wasm = Beamr.instantiate!(module, fuel: 10_000)

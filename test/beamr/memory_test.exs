@@ -696,7 +696,7 @@ defmodule Beamr.MemoryTest do
       assert_raise ArgumentError, fn -> Beamr.IO.write_utf8(wasm, 0, "a", invalid: nil) end
       assert_raise FunctionClauseError, fn -> Beamr.IO.read_utf8(wasm, -1, 1) end
       assert_raise FunctionClauseError, fn -> Beamr.IO.read_utf8(wasm, 0, -1) end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.write_utf8(wasm, 0, 'a') end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.write_utf8(wasm, 0, ~c"a") end
     end
   end
 
@@ -969,9 +969,9 @@ defmodule Beamr.MemoryTest do
     test "find/4 against a model" do
       for_random_cases(100, fn ->
         wasm = pages(1)
-        bytes = for _ <- 1..200, into: "", do: <<Enum.random('ab')>>
+        bytes = for _ <- 1..200, into: "", do: <<Enum.random(~c"ab")>>
         :ok = Beamr.IO.write(wasm, 50, bytes)
-        pattern = for _ <- 1..random_integer(1, 8), into: "", do: <<Enum.random('ab')>>
+        pattern = for _ <- 1..random_integer(1, 8), into: "", do: <<Enum.random(~c"ab")>>
         [offset, length] = [random_integer(0, 100), random_integer(0, 100)]
 
         expected =
@@ -992,7 +992,7 @@ defmodule Beamr.MemoryTest do
       assert Beamr.IO.find(wasm, 0, 64 * @page, "end") == {:ok, 64 * @page - 3}
       assert Beamr.IO.find!(wasm, 0, 64 * @page - 1, "end") == nil
       assert_raise MemoryError, fn -> Beamr.IO.find!(wasm, 1, 64 * @page, "end") end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.find(wasm, 0, 1, 'x') end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.find(wasm, 0, 1, ~c"x") end
     end
 
     test "of more than a MiB" do

@@ -529,7 +529,7 @@ defmodule Beamr.StructTest do
             {%{age: 1.5}, :type, [:age]},
             {%{name: String.duplicate("x", 16)}, :length, [:name]},
             {%{name: "a\0b"}, :nul, [:name]},
-            {%{name: 'Tom'}, :type, [:name]},
+            {%{name: ~c"Tom"}, :type, [:name]},
             {%{home: %{x: 1, y: nil}}, :type, [:home, :y]},
             {%{home: %{x: 1}}, :missing_field, [:home, :y]},
             {%{home: %{x: 1, y: 2, z: 3}}, :unknown_field, [:home, :z]},

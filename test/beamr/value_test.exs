@@ -19,10 +19,10 @@ defmodule Beamr.ValueTest do
   """
 
   setup_all do
-    {:ok, module: Beamr.compile!(@guest)}
+    {:ok, compiled: Beamr.compile!(@guest)}
   end
 
-  setup %{module: module} do
+  setup %{compiled: module} do
     {:ok, wasm: Beamr.instantiate!(module)}
   end
 

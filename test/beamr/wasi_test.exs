@@ -19,7 +19,7 @@ defmodule Beamr.WASITest do
 
   setup_all do
     compile = &Beamr.compile_file!("test/guests/#{&1}.wasm")
-    %{module: compile.("wasi"), reactor: compile.("reactor")}
+    %{compiled: compile.("wasi"), reactor: compile.("reactor")}
   end
 
   # Runs the command with arguments; answers its exit code and what it has written.
@@ -61,16 +61,16 @@ defmodule Beamr.WASITest do
   end
 
   describe "a program" do
-    test "has its arguments", %{module: module} do
+    test "has its arguments", %{compiled: module} do
       assert run(module, ["args", "ä b", ""]) == {0, "wasi\nargs\nä b\n\n"}
     end
 
-    test "has its environment, from a map or a list", %{module: module} do
+    test "has its environment, from a map or a list", %{compiled: module} do
       assert run(module, ["env"], env: %{"A" => "1"}) == {0, "A=1\n"}
       assert run(module, ["env"], env: [{"B", "x=y"}, {"A", ""}]) == {0, "B=x=y\nA=\n"}
     end
 
-    test "exits with a code", %{module: module} do
+    test "exits with a code", %{compiled: module} do
       for code <- [0, 1, 125, 126, 255] do
         assert run(module, ["exit", "#{code}"]) == {code, ""}
       end
@@ -78,11 +78,11 @@ defmodule Beamr.WASITest do
       assert run(module, ["exit", "-1"]) == {0xFFFFFFFF, ""}
     end
 
-    test "that just returns exits with 0", %{module: module} do
+    test "that just returns exits with 0", %{compiled: module} do
       assert run(module, []) == {0, ""}
     end
 
-    test "is granted nothing that was not given", %{module: module} do
+    test "is granted nothing that was not given", %{compiled: module} do
       for nothing <- [true, [], %{}] do
         wasm = Beamr.instantiate!(module, wasi: nothing)
         assert Beamr.call(wasm, "_start", []) == {:ok, []}
@@ -95,11 +95,11 @@ defmodule Beamr.WASITest do
       assert {1, _} = run(module, ["cat", "mix.exs"])
     end
 
-    test "that traps is a trap", %{module: module} do
+    test "that traps is a trap", %{compiled: module} do
       assert {:error, %Trap{reason: :unreachable}} = WASI.run(module, args: ["wasi", "abort"])
     end
 
-    test "has no more time than it is given", %{module: module} do
+    test "has no more time than it is given", %{compiled: module} do
       opts = [args: ["wasi", "sleep", "10000"], timeout: 20]
       assert {:error, %CallError{reason: :timeout}} = WASI.run(module, opts)
     end
@@ -209,7 +209,7 @@ defmodule Beamr.WASITest do
       assert Beamr.call(wasm, "f", []) == {:ok, [0]}
     end
 
-    test "mixes the user's own imports with WASI's in one module", %{module: module} do
+    test "mixes the user's own imports with WASI's in one module", %{compiled: module} do
       test = self()
       exit = fn _wasm, code -> throw({:code, code}) end
       own = %{"wasi_snapshot_preview1" => %{"proc_exit" => exit}}
@@ -244,7 +244,7 @@ defmodule Beamr.WASITest do
       assert %{problem: :missing, name: "nope"} = missing
     end
 
-    test "knows all of WASI", %{module: module} do
+    test "knows all of WASI", %{compiled: module} do
       for {"wasi_snapshot_preview1" = from, name, type} <- Beamr.Module.imports(module) do
         assert WASI.signature(from, name) == type
       end
@@ -283,7 +283,7 @@ defmodule Beamr.WASITest do
   end
 
   describe "output" do
-    test "goes to the group leader and to standard error", %{module: module} do
+    test "goes to the group leader and to standard error", %{compiled: module} do
       wasm = Beamr.instantiate!(module, wasi: [args: ["wasi", "both"]])
       test = self()
 
@@ -297,14 +297,14 @@ defmodule Beamr.WASITest do
       assert errors =~ "to stderr\n"
     end
 
-    test "is text, however it is cut", %{module: module} do
+    test "is text, however it is cut", %{compiled: module} do
       text = String.duplicate("aé€😀", 5_000)
       opts = [args: ["wasi", "utf8"], stdout: :default, timeout: 60_000]
       assert capture_io(fn -> assert WASI.run(module, opts) == {:ok, 0} end) == text
       assert run(module, ["utf8"]) == {0, text}
     end
 
-    test "that is no text loses nothing", %{module: module} do
+    test "that is no text loses nothing", %{compiled: module} do
       bytes = <<:binary.list_to_bin(Enum.to_list(0..255))::binary, 0xC3>>
       assert run(module, ["bytes"]) == {0, bytes}
 
@@ -319,7 +319,7 @@ defmodule Beamr.WASITest do
       assert_received {:beamr_stdout, ^wasm, "number 7\n"}
     end
 
-    test "goes to a registered process", %{module: module} do
+    test "goes to a registered process", %{compiled: module} do
       Process.register(self(), :wasi_test_output)
       wasi = [args: ["wasi", "both"], stdout: nil, stderr: :wasi_test_output]
       wasm = Beamr.instantiate!(module, wasi: wasi)
@@ -328,7 +328,7 @@ defmodule Beamr.WASITest do
       refute_received {:beamr_stdout, _, _}
     end
 
-    test "goes nowhere", %{module: module} do
+    test "goes nowhere", %{compiled: module} do
       assert capture_io(fn ->
                assert run(module, ["both"], stdout: nil, stderr: nil) == {0, ""}
              end) ==
@@ -358,7 +358,7 @@ defmodule Beamr.WASITest do
       assert WASI.take_output(wasm, :stdout) == "number 3\n"
     end
 
-    test "fails as on a full disk when the buffer is full", %{module: module} do
+    test "fails as on a full disk when the buffer is full", %{compiled: module} do
       wasi = [args: ["wasi", "blob", "4096"], stdout: {:buffer, 4_096}]
       wasm = Beamr.instantiate!(module, wasi: wasi)
       assert Beamr.call(wasm, "_start", []) == {:ok, []}
@@ -367,7 +367,7 @@ defmodule Beamr.WASITest do
       assert Beamr.call(wasm, "_start", []) == {:ok, []}
     end
 
-    test "may be large", %{module: module} do
+    test "may be large", %{compiled: module} do
       {0, output} = run(module, ["blob", "20000000"])
       assert byte_size(output) == 20_000_000
     end
@@ -410,22 +410,22 @@ defmodule Beamr.WASITest do
       wasm = Beamr.instantiate!(source, wasi: [stdout: stdout])
       Process.put(:wasm, wasm)
       assert Beamr.call(wasm, "write", [?a]) == {:ok, [1]}
-      for byte <- 'abc', do: assert_received({^byte, <<^byte>>})
+      for byte <- ~c"abc", do: assert_received({^byte, <<^byte>>})
     end
   end
 
   describe "input" do
-    test "is iodata", %{module: module} do
+    test "is iodata", %{compiled: module} do
       assert run(module, ["cat"], stdin: ["one\n", [<<255>>, ?a]]) == {0, "one\n\xFFa"}
       assert run(module, ["cat"], stdin: "") == {0, ""}
     end
 
-    test "may be long", %{module: module} do
+    test "may be long", %{compiled: module} do
       input = String.duplicate("0123456789", 100_000)
       assert run(module, ["cat"], stdin: input) == {0, input}
     end
 
-    test "comes from a function until that says that it ends", %{module: module} do
+    test "comes from a function until that says that it ends", %{compiled: module} do
       for ending <- [:eof, nil, "", []] do
         {:ok, parts} = Agent.start_link(fn -> ["a", ["b", ?c], String.duplicate("d", 5_000)] end)
 
@@ -440,7 +440,7 @@ defmodule Beamr.WASITest do
       end
     end
 
-    test "function runs in the process that made the call", %{module: module} do
+    test "function runs in the process that made the call", %{compiled: module} do
       test = self()
 
       stdin = fn ->
@@ -452,7 +452,7 @@ defmodule Beamr.WASITest do
       assert_received {:asked, ^test}
     end
 
-    test "may be slow", %{module: module} do
+    test "may be slow", %{compiled: module} do
       stdin = fn ->
         receive do
           {:input, input} -> input
@@ -469,14 +469,14 @@ defmodule Beamr.WASITest do
       assert WASI.take_output(wasm, :stdout) == "late"
     end
 
-    test "that is no iodata ends the call", %{module: module} do
+    test "that is no iodata ends the call", %{compiled: module} do
       wasm = Beamr.instantiate!(module, wasi: [args: ["wasi", "cat"], stdin: fn -> :what end])
 
       assert {:error, %ImportError{name: "fd_read", kind: :error, reason: :badarg}} =
                Beamr.call(wasm, "_start", [])
     end
 
-    test "can be waited for", %{module: module} do
+    test "can be waited for", %{compiled: module} do
       assert run(module, ["poll", "1000"], stdin: "x") == {0, "input\n"}
       assert run(module, ["poll", "1000"], stdin: fn -> "x" end) == {0, "input\n"}
       # The end of the input is input too.
@@ -506,7 +506,7 @@ defmodule Beamr.WASITest do
       }
     end
 
-    test "inside are read", %{module: module} = context do
+    test "inside are read", %{compiled: module} = context do
       for dirs <- [context.read, context.write] do
         assert run(module, ["cat", "/data/inside.txt"], dirs) == {0, "inside"}
         assert run(module, ["cat", "/data/sub/deep.txt"], dirs) == {0, "deep"}
@@ -515,14 +515,14 @@ defmodule Beamr.WASITest do
       end
     end
 
-    test "inside are listed", %{module: module} = context do
+    test "inside are listed", %{compiled: module} = context do
       {0, names} = run(module, ["list", "/data"], context.read)
 
       assert names |> String.split("\n", trim: true) |> Enum.sort() ==
                ~w(absolute escape inside.txt sub up within)
     end
 
-    test "outside are out of reach", %{module: module, tmp_dir: tmp_dir} = context do
+    test "outside are out of reach", %{compiled: module, tmp_dir: tmp_dir} = context do
       outside = Path.expand(Path.join(tmp_dir, "outside.txt"))
 
       for dirs <- [context.read, context.write],
@@ -550,7 +550,7 @@ defmodule Beamr.WASITest do
       assert File.read!(outside) == "outside"
     end
 
-    test "outside are not reached by links that the guest makes", %{module: module} = context do
+    test "outside are not reached by links that the guest makes", %{compiled: module} = context do
       run(module, ["symlink", "../outside.txt", "/data/link"], context.write)
       assert {1, _} = run(module, ["cat", "/data/link"], context.write)
       assert {1, _} = run(module, ["symlink", "/etc/passwd", "/data/passwd"], context.write)
@@ -559,7 +559,7 @@ defmodule Beamr.WASITest do
       refute File.exists?(Path.join(context.tmp_dir, "x"))
     end
 
-    test "are written where that is granted", %{module: module, granted: granted} = context do
+    test "are written where that is granted", %{compiled: module, granted: granted} = context do
       read = fn name -> File.read!(Path.join(granted, name)) end
       assert run(module, ["create", "/data/new.txt", "new"], context.write) == {0, "done\n"}
       assert read.("new.txt") == "new"
@@ -577,7 +577,7 @@ defmodule Beamr.WASITest do
       assert File.ls!(Path.join(granted, "dir")) == []
     end
 
-    test "are not changed where only reading is granted", %{module: module} = context do
+    test "are not changed where only reading is granted", %{compiled: module} = context do
       before = File.ls!(context.granted)
 
       for args <- [
@@ -598,7 +598,7 @@ defmodule Beamr.WASITest do
       assert File.read!(Path.join(context.granted, "inside.txt")) == "inside"
     end
 
-    test "of several directories are apart", %{module: module, granted: granted} do
+    test "of several directories are apart", %{compiled: module, granted: granted} do
       dirs = [{granted, "/read", :read}, {granted, "/write", :write}, {granted, ".", :read}]
       assert {1, _} = run(module, ["create", "/read/a", "a"], dirs: dirs)
       assert {0, _} = run(module, ["create", "/write/a", "a"], dirs: dirs)
@@ -606,7 +606,7 @@ defmodule Beamr.WASITest do
       assert run(module, ["cat", "a"], dirs: dirs) == {0, "a"}
     end
 
-    test "need a directory that is there", %{module: module, granted: granted} do
+    test "need a directory that is there", %{compiled: module, granted: granted} do
       for {path, reason} <- [
             {"no/such/dir", :enoent},
             {Path.join(granted, "inside.txt"), :enotdir}
@@ -622,7 +622,7 @@ defmodule Beamr.WASITest do
     end
 
     test "that hang hold up nothing but their guest",
-         %{module: module, granted: granted} = context do
+         %{compiled: module, granted: granted} = context do
       # A pipe is opened when its other end is.
       pipe = Path.join(granted, "pipe")
       {"", 0} = System.cmd("mkfifo", [pipe])
@@ -644,7 +644,7 @@ defmodule Beamr.WASITest do
       File.close(both_ends)
     end
 
-    test "of some size go through whole", %{module: module, granted: granted} = context do
+    test "of some size go through whole", %{compiled: module, granted: granted} = context do
       bytes = :crypto.strong_rand_bytes(3_000_000)
       File.write!(Path.join(granted, "large"), bytes)
       assert run(module, ["cat", "/data/large"], context.read) == {0, bytes}
@@ -652,7 +652,7 @@ defmodule Beamr.WASITest do
   end
 
   describe "a guest that sleeps" do
-    test "sleeps as long as it says", %{module: module} do
+    test "sleeps as long as it says", %{compiled: module} do
       {milliseconds, result} = timed(fn -> run(module, ["sleep", "50"]) end)
       assert result == {0, ""}
       assert milliseconds >= 50
@@ -664,7 +664,7 @@ defmodule Beamr.WASITest do
       assert Process.info(self(), :messages) == {:messages, []}
     end
 
-    test "is timed out at once", %{module: module} do
+    test "is timed out at once", %{compiled: module} do
       wasm = Beamr.instantiate!(module, wasi: [args: ["wasi", "sleep", "10000"]])
       {milliseconds, result} = timed(fn -> Beamr.call(wasm, "_start", [], timeout: 30) end)
       assert {:error, %CallError{reason: :timeout}} = result
@@ -686,14 +686,14 @@ defmodule Beamr.WASITest do
       assert Beamr.call(wasm, "initialized", []) == {:ok, [1]}
     end
 
-    test "is interrupted at once", %{module: module} do
+    test "is interrupted at once", %{compiled: module} do
       {wasm, task} = start_sleep(module)
       Beamr.interrupt(wasm)
       assert {milliseconds, {:error, %CallError{reason: :interrupted}}} = Task.await(task)
       assert milliseconds < 5_000
     end
 
-    test "is closed at once", %{module: module} do
+    test "is closed at once", %{compiled: module} do
       {wasm, task} = start_sleep(module)
       Beamr.close(wasm)
       assert {milliseconds, {:error, %CallError{reason: :closed}}} = Task.await(task)
@@ -711,7 +711,7 @@ defmodule Beamr.WASITest do
       assert milliseconds < 4_000
     end
 
-    test "has memory that is read and written meanwhile", %{module: module} do
+    test "has memory that is read and written meanwhile", %{compiled: module} do
       {wasm, task} = start_sleep(module)
       assert Beamr.IO.write(wasm, "hello", 16) == :ok
       assert Beamr.IO.read(wasm, 16, 5) == {:ok, "hello"}
@@ -796,7 +796,7 @@ defmodule Beamr.WASITest do
   end
 
   describe "fixed" do
-    test "clocks stand still", %{module: module} do
+    test "clocks stand still", %{compiled: module} do
       assert run(module, ["time"], clock: 1_234_567_890_123_456_789) ==
                {0, "1234567890123456789 0\n"}
 
@@ -804,11 +804,11 @@ defmodule Beamr.WASITest do
                {0, "1709208000000000000 0\n"}
     end
 
-    test "clocks move with each reading if told so", %{module: module} do
+    test "clocks move with each reading if told so", %{compiled: module} do
       assert run(module, ["time"], clock: {1_000, 10}) == {0, "1000 10\n"}
     end
 
-    test "randomness depends on the seed alone", %{module: module} do
+    test "randomness depends on the seed alone", %{compiled: module} do
       assert {0, one} = run(module, ["random"], random: 1)
       assert {0, ^one} = run(module, ["random"], random: 1)
       assert {0, two} = run(module, ["random"], random: 2)
@@ -818,7 +818,7 @@ defmodule Beamr.WASITest do
       assert number == 0x910A2DEC89025CC1
     end
 
-    test "nothing is unless told so", %{module: module} do
+    test "nothing is unless told so", %{compiled: module} do
       assert run(module, ["random"]) != run(module, ["random"])
       {0, time} = run(module, ["time"])
       [wall, _monotonic] = time |> String.split() |> Enum.map(&String.to_integer/1)
@@ -841,7 +841,7 @@ defmodule Beamr.WASITest do
       assert_received {^server, "number 2\n"}
     end
 
-    test "goes on after an exit", %{module: module} do
+    test "goes on after an exit", %{compiled: module} do
       opts = [module: module, wasi: [args: ["wasi", "exit", "3"]]]
       {:ok, server} = start_supervised({Beamr.Server, opts})
       assert {:error, %Exit{code: 3}} = Beamr.call(server, "_start", [])
@@ -883,7 +883,7 @@ defmodule Beamr.WASITest do
     end
   end
 
-  test "Erlang gives maps and proplists", %{module: module} do
+  test "Erlang gives maps and proplists", %{compiled: module} do
     wasi = %{args: ["wasi", "env"], env: [{"A", "1"}], stdout: self(), stdin: :undefined}
     {:ok, wasm} = :beamr.instantiate(module, %{wasi: wasi})
     assert :beamr.call(wasm, "_start", []) == {:ok, []}

@@ -286,6 +286,7 @@ defmodule Beamr.Struct.Codec do
 
   def decode({:array, :f64, _n, _size}, bytes), do: f64s(bytes)
   def decode({:array, type, n, 0}, ""), do: List.duplicate(zero(type), n)
+  def decode({:array, type, n, 0}, _bytes), do: List.duplicate(decode(type, ""), n)
   def decode({:array, type, _n, size}, bytes), do: decode_all(type, size, bytes)
   def decode({:struct, layout}, bytes), do: decode_struct(layout, bytes)
 
@@ -303,7 +304,8 @@ defmodule Beamr.Struct.Codec do
   end
 
   def decode_all(type, size, bytes) do
-    for <<element::binary-size(size) <- bytes>>, do: decode(type, element)
+    for place <- 0..(byte_size(bytes) - size)//size,
+        do: decode(type, binary_part(bytes, place, size))
   end
 
   defp f64s(<<x::little-float-64, rest::binary>>), do: [x | f64s(rest)]

@@ -62,5 +62,5 @@ defmodule Mix.Tasks.Beamr.Inspect do
   end
 
   # Names are whatever the module says, terminal control sequences included.
-  defp escape(name), do: name |> inspect() |> String.slice(1..-2)
+  defp escape(name), do: name |> inspect() |> String.slice(1..-2//1)
 end

@@ -236,8 +236,8 @@ defmodule Beamr.Host.Clean.HTTP do
 
   defp message(uri, content, headers, http) do
     url = String.to_charlist(URI.to_string(uri))
-    {types, headers} = Enum.split_with(headers, fn {name, _} -> name == 'content-type' end)
-    headers = put_new(headers, 'user-agent', user_agent(http))
+    {types, headers} = Enum.split_with(headers, fn {name, _} -> name == ~c"content-type" end)
+    headers = put_new(headers, ~c"user-agent", user_agent(http))
 
     case content do
       nil -> {url, headers}
@@ -256,7 +256,10 @@ defmodule Beamr.Host.Clean.HTTP do
 
   defp client_options(uri, http, left) do
     common = [timeout: left, connect_timeout: left, autoredirect: false]
-    if uri.scheme == "https", do: [{:ssl, http.ssl || verified()} | common], else: common
+
+    # For HTTP too: without the option, httpc of OTP 26 and later looks for the certificates of the
+    # system, and raises where there are none.
+    [{:ssl, if(uri.scheme == "https", do: http.ssl || verified(), else: [])} | common]
   end
 
   defp verified do
@@ -311,7 +314,7 @@ defmodule Beamr.Host.Clean.HTTP do
   ## Redirects
 
   defp location(status, headers, uri) when status in [301, 302, 303, 307, 308] do
-    with {_name, to} <- List.keyfind(headers, 'location', 0),
+    with {_name, to} <- List.keyfind(headers, ~c"location", 0),
          {:ok, next} <- parse(merge(uri, List.to_string(to))) do
       {:ok, next}
     else
@@ -335,7 +338,7 @@ defmodule Beamr.Host.Clean.HTTP do
   defp redirected(_status, method, content), do: {method, content}
 
   defp same?(a, b), do: {a.scheme, a.host, a.port} == {b.scheme, b.host, b.port}
-  defp secret?({name, _value}), do: name in ['authorization', 'cookie']
+  defp secret?({name, _value}), do: name in [~c"authorization", ~c"cookie"]
 
   ## Headers
 

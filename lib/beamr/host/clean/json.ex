@@ -45,7 +45,7 @@ defmodule Beamr.Host.Clean.JSON do
         text
 
       {position, 1} ->
-        <<plain::binary-size(position), byte, rest::binary>> = text
+        {plain, <<byte, rest::binary>>} = :erlang.split_binary(text, position)
         [plain, escaped(byte), escape(rest)]
     end
   end
@@ -140,7 +140,7 @@ defmodule Beamr.Host.Clean.JSON do
   defp text(bytes, done) do
     case :binary.match(bytes, escaped()) do
       {position, 1} ->
-        <<plain::binary-size(position), byte, rest::binary>> = bytes
+        {plain, <<byte, rest::binary>>} = :erlang.split_binary(bytes, position)
         ended(byte, rest, [done, plain])
 
       :nomatch ->

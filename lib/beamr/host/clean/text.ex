@@ -182,8 +182,7 @@ defmodule Beamr.Host.Clean.Text do
   defp whole_end(units) when units == "", do: ""
 
   defp whole_end(units) do
-    size = byte_size(units) - 2
-    <<before::binary-size(size), unit::16>> = units
+    {before, <<unit::16>>} = :erlang.split_binary(units, byte_size(units) - 2)
     if unit in 0xD800..0xDBFF, do: <<before::binary, 0xFFFD::16>>, else: units
   end
 
