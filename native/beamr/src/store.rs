@@ -7,6 +7,7 @@ use wasmtime::{
     StoreContextMut, UpdateDeadline, Val,
 };
 
+use crate::count::{self, Live};
 use crate::error::{Limit, LimitKind};
 use crate::exchange::Exchange;
 use crate::memory::View;
@@ -45,6 +46,7 @@ pub struct Host {
     ticks: u32,
     /// Whether the guest has given way, and is asked for the first time since.
     yielded: bool,
+    _live: Live<{ count::STORE }>,
 }
 
 impl Host {
@@ -62,6 +64,7 @@ impl Host {
             room: Vec::new(),
             ticks: 0,
             yielded: false,
+            _live: Live::new(),
         }
     }
 }
