@@ -54,7 +54,7 @@ fn a_death_during_an_operation_is_dealt_with() {
 
 #[test]
 fn two_deaths_at_once_are_both_dealt_with_and_once() {
-    // More switches than this find nothing new and take minutes.
+    // All orders there are take minutes.
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {

@@ -6,8 +6,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use loom::cell::UnsafeCell;
-use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use loom::sync::atomic::Ordering::Relaxed;
 
 pub use loom::sync::atomic::{Ordering, fence};
 
@@ -59,34 +58,38 @@ impl AtomicUsize {
     }
 }
 
-/// A lock with the orders of `parking_lot`'s, above all the first look of one who tries it:
-/// that is the weakest there is, and may find it held when it is free. Loom's own never does.
+/// Loom's own lock, but that one who only tries it looks first whether it is held, as with
+/// `parking_lot`: in the weakest order there is, so that it may be found held when it is free.
 pub struct Mutex<T> {
+    lock: loom::sync::Mutex<T>,
     held: loom::sync::atomic::AtomicBool,
-    value: UnsafeCell<T>,
 }
 
-// SAFETY: the value is reached by way of a guard only, and there is one guard at a time.
-unsafe impl<T: Send> Sync for Mutex<T> {}
-
-pub struct MutexGuard<'a, T>(&'a Mutex<T>);
+pub struct MutexGuard<'a, T> {
+    guard: loom::sync::MutexGuard<'a, T>,
+    held: &'a loom::sync::atomic::AtomicBool,
+}
 
 impl<T> Mutex<T> {
     pub fn new(value: T) -> Self {
-        Mutex { held: loom::sync::atomic::AtomicBool::new(false), value: UnsafeCell::new(value) }
-    }
-
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        let free = !self.held.load(Relaxed);
-        (free && self.held.compare_exchange(false, true, Acquire, Relaxed).is_ok())
-            .then_some(MutexGuard(self))
+        let held = loom::sync::atomic::AtomicBool::new(false);
+        Mutex { lock: loom::sync::Mutex::new(value), held }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        while self.held.compare_exchange(false, true, Acquire, Relaxed).is_err() {
-            loom::thread::yield_now();
+        self.hold(self.lock.lock().unwrap())
+    }
+
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        if self.held.load(Relaxed) {
+            return None;
         }
-        MutexGuard(self)
+        self.lock.try_lock().ok().map(|guard| self.hold(guard))
+    }
+
+    fn hold<'a>(&'a self, guard: loom::sync::MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        self.held.swap(true, Relaxed);
+        MutexGuard { guard, held: &self.held }
     }
 }
 
@@ -98,8 +101,7 @@ impl<'a, T> MutexGuard<'a, T> {
 
 impl<T> Drop for MutexGuard<'_, T> {
     fn drop(&mut self) {
-        // As in `parking_lot`, not a store but an exchange.
-        let _ = self.0.held.compare_exchange(true, false, Release, Relaxed);
+        self.held.swap(false, Relaxed);
     }
 }
 
@@ -107,14 +109,12 @@ impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: there is no other guard, and so no other reference.
-        self.0.value.with(|value| unsafe { &*value })
+        &self.guard
     }
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: there is no other guard, and so no other reference.
-        self.0.value.with_mut(|value| unsafe { &mut *value })
+        &mut self.guard
     }
 }
