@@ -93,7 +93,7 @@ impl<T> Mutex<T> {
     }
 }
 
-impl<'a, T> MutexGuard<'a, T> {
+impl<T> MutexGuard<'_, T> {
     pub fn unlock_fair(guard: Self) {
         drop(guard);
     }
