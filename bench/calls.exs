@@ -33,7 +33,7 @@ defmodule Bench.Calls do
     thousand = fn -> Beamr.call(wasm, "imports", [1_000]) end
     compare("with 1 import", one, "trivial call", fn -> Beamr.call(wasm, "id", [1]) end)
     times = compare("with 1,000 imports", thousand, "with 1 import", one)
-    IO.puts("each further import: #{time((times.measured - times.baseline) / 999)}")
+    fact("each further import: #{time((times.measured - times.baseline) / 999)}")
 
     compare("nested call", fn -> Beamr.call(wasm, "nested", [1]) end, "with 1 import", one)
 
@@ -41,19 +41,14 @@ defmodule Bench.Calls do
     ping = fn -> send(server, {self(), :ping}) && receive(do: (:pong -> :ok)) end
     compare("trivial call", fn -> Beamr.call(wasm, "id", [1]) end, "message and reply", ping)
 
-    IO.puts("\nConcurrent callers, calls per second of all together")
-    IO.puts(["callers" |> String.pad_leading(8), "   an instance each   one shared instance"])
+    title("Concurrent callers, calls per second of all together")
 
-    for callers <- [1, 2, 100, 1_000] do
+    for callers <- unless_quick([1, 2, 100, 1_000], [1, 2]) do
       own = rate(callers, fn _ -> instance(module) end)
       shared = instance(module)
       together = rate(callers, fn _ -> shared end)
 
-      IO.puts([
-        String.pad_leading("#{callers}", 8),
-        String.pad_leading("#{own}", 19),
-        String.pad_leading("#{together}", 22)
-      ])
+      fact("#{callers} callers: #{own} on an instance each, #{together} on one shared instance")
     end
   end
 
@@ -81,7 +76,7 @@ defmodule Bench.Calls do
   end
 
   defp rate(callers, instance) do
-    each = div(200_000, callers)
+    each = div(unless_quick(200_000, 2_000), callers)
 
     workers =
       for n <- 1..callers do

@@ -7,19 +7,15 @@ Code.require_file("measure.exs", __DIR__)
 defmodule Bench.Compile do
   import Bench.Measure
 
-  @rounds 5
-
   # Functions of about a kilobyte each: loops, loads and stores, calls, and arithmetic that
   # differs from one to the next.
-  @functions 1_000
+  @functions if Bench.Measure.quick?(), do: 20, else: 1_000
   @blocks 18
 
   def run do
     wasm = wasm()
 
-    IO.puts(
-      "A module of #{byte_size(wasm)} bytes, #{@functions} functions; medians of #{@rounds}.\n"
-    )
+    header("A module of #{byte_size(wasm)} bytes, #{@functions} functions")
 
     folder = Path.join(System.tmp_dir!(), "beamr-bench-#{System.pid()}")
 
@@ -32,44 +28,33 @@ defmodule Bench.Compile do
 
   defp measure(wasm, folder) do
     cached = [cache: folder]
-    compile = median(fn -> Beamr.compile!(wasm, cache: nil) end)
-    first = median(fn -> File.rm_rf!(folder) end, fn _ -> Beamr.compile!(wasm, cached) end)
-    later = median(fn -> Beamr.compile!(wasm, cached) end)
+    compile = fn -> Beamr.compile!(wasm, cache: nil) end
     module = Beamr.compile!(wasm, cached)
-    serialize = median(fn -> Beamr.Module.serialize(module) end)
     binary = Beamr.Module.serialize(module)
-    deserialize = median(fn -> Beamr.Module.deserialize_trusted!(binary) end)
+    deserialize = fn -> Beamr.Module.deserialize_trusted!(binary) end
+    fact("serialized: #{byte_size(binary)} bytes")
 
-    line("compile", compile, compile)
-    line("compile and put in the cache", first, compile)
-    line("load from the cache", later, compile)
-    line("serialize (#{byte_size(binary)} bytes)", serialize, compile)
-    line("deserialize", deserialize, compile)
+    for {label, subject} <- [
+          {"compile, and cache", {:batch, &first(&1, wasm, folder)}},
+          {"load from the cache", fn -> Beamr.compile!(wasm, cached) end},
+          {"serialize", fn -> Beamr.Module.serialize(module) end},
+          {"deserialize", deserialize}
+        ] do
+      # Put there again, where it has just been removed.
+      Beamr.compile!(wasm, cached)
+      compare(label, subject, "compile", compile)
+    end
   end
 
-  defp line(label, ns, baseline) do
-    percent = :erlang.float_to_binary(100 * ns / baseline, decimals: 2)
-
-    IO.puts([
-      String.pad_trailing(label, 34),
-      String.pad_leading(time(ns), 12),
-      String.pad_leading(percent, 10),
-      " % of compile"
-    ])
-  end
-
-  defp median(prepare \\ fn -> :ok end, function) when is_function(prepare, 0) do
-    function = if is_function(function, 0), do: fn _ -> function.() end, else: function
-
-    times =
-      for _ <- 1..@rounds do
-        prepared = prepare.()
+  # Removing what is in the cache is no part of the time.
+  defp first(count, wasm, folder) do
+    for _ <- 1..count, reduce: 0 do
+      spent ->
+        File.rm_rf!(folder)
         start = System.monotonic_time(:nanosecond)
-        function.(prepared)
-        System.monotonic_time(:nanosecond) - start
-      end
-
-    times |> Enum.sort() |> Enum.at(div(@rounds, 2))
+        Beamr.compile!(wasm, cache: folder)
+        spent + System.monotonic_time(:nanosecond) - start
+    end
   end
 
   defp wasm do

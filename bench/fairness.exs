@@ -2,7 +2,11 @@
 #
 #     mix run bench/fairness.exs
 
+Code.require_file("measure.exs", __DIR__)
+
 defmodule Bench.Fairness do
+  import Bench.Measure, only: [fact: 1, title: 1, unless_quick: 2]
+
   @guest """
   (module
     (func (export "loop") (loop (br 0)))
@@ -12,18 +16,20 @@ defmodule Bench.Fairness do
         (br_if 0 (local.get 0)))))
   """
 
-  @seconds 1
-  @pings 2_000
+  @milliseconds if Bench.Measure.quick?(), do: 10, else: 1_000
+  @pings if Bench.Measure.quick?(), do: 20, else: 2_000
 
   def run do
     module = Beamr.compile!(@guest)
     schedulers = System.schedulers_online()
 
-    IO.puts(
-      "#{schedulers} schedulers, #{:erlang.system_info(:dirty_cpu_schedulers)} dirty CPU schedulers"
+    title(
+      "Neighbours, on #{schedulers} schedulers and " <>
+        "#{:erlang.system_info(:dirty_cpu_schedulers)} dirty CPU schedulers"
     )
 
     neighbours(module, schedulers)
+    title("Slices and timeouts")
     slicing(module)
     overshoot(module, 0)
     overshoot(module, 4 * schedulers)
@@ -32,7 +38,6 @@ defmodule Bench.Fairness do
   # Ping is spawn-and-reply; "keeps" is the share of its idle-machine throughput that a busy
   # Elixir process of that priority has left.
   defp neighbours(module, schedulers) do
-    IO.puts("\nneighbours                        ping p50   ping p99   normal keeps   high keeps")
     alone = %{normal: throughput(:normal), high: throughput(:high)}
     report("none", ping(), alone, alone)
 
@@ -63,12 +68,10 @@ defmodule Bench.Fairness do
   defp report(label, latencies, throughput, alone) do
     [p50, p99] = for percent <- [50, 99], do: percentile(latencies, percent)
 
-    IO.puts([
-      String.pad_trailing(label, 30),
-      String.pad_leading("#{p50} µs", 12),
-      String.pad_leading("#{p99} µs", 11),
-      String.pad_leading(ratio(throughput.normal, alone.normal), 15),
-      String.pad_leading(ratio(throughput.high, alone.high), 13)
+    fact([
+      "beside #{label}: ping p50 #{p50} µs, p99 #{p99} µs; of its throughput a process keeps ",
+      "#{ratio(throughput.normal, alone.normal)}, of high priority ",
+      ratio(throughput.high, alone.high)
     ])
   end
 
@@ -94,7 +97,7 @@ defmodule Bench.Fairness do
   defp throughput(priority) do
     Task.async(fn ->
       Process.flag(:priority, priority)
-      work(now() + @seconds * 1_000_000, 0)
+      work(now() + @milliseconds * 1_000, 0)
     end)
     |> Task.await(:infinity)
   end
@@ -111,7 +114,7 @@ defmodule Bench.Fairness do
   # their first slice; a trivial call's time is taken off the latter.
   defp slicing(module) do
     wasm = Beamr.instantiate!(module)
-    pieces = 20_000
+    pieces = unless_quick(20_000, 200)
     piece = 60_000
     Beamr.call!(wasm, "spin", [piece])
 
@@ -130,7 +133,7 @@ defmodule Bench.Fairness do
 
       cost = costs |> Enum.sort() |> Enum.at(2)
 
-      IO.puts(
+      fact(
         "slicing costs, #{inspect(scheduler)}: #{Float.round(cost * 100, 1)} % of the throughput"
       )
     end
@@ -146,13 +149,13 @@ defmodule Bench.Fairness do
     wasm = Beamr.instantiate!(module)
 
     over =
-      for _ <- 1..200 do
+      for _ <- 1..unless_quick(200, 5) do
         time(fn -> Beamr.call(wasm, "loop", [], timeout: 10) end) - 10_000
       end
 
     Enum.each(pids, &Process.exit(&1, :kill))
 
-    IO.puts(
+    fact(
       "a timeout of 10 ms beside #{loops} loops is late by: " <>
         "p50 #{percentile(over, 50)} µs, p99 #{percentile(over, 99)} µs"
     )
@@ -168,5 +171,4 @@ defmodule Bench.Fairness do
   defp now, do: System.monotonic_time(:microsecond)
 end
 
-IO.puts("")
 Bench.Fairness.run()

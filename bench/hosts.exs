@@ -107,7 +107,10 @@ defmodule Bench.Hosts do
 
   defp each(label, function, bare) do
     times = compare(label, function, "bare import", bare)
-    IO.puts("  each: #{time(times.measured / @calls)}, bare: #{time(times.baseline / @calls)}")
+
+    fact(
+      "#{label}, each: #{time(times.measured / @calls)}, bare: #{time(times.baseline / @calls)}"
+    )
   end
 
   defp call(guest, name) do

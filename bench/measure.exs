@@ -1,44 +1,78 @@
 defmodule Bench.Measure do
   @moduledoc false
-  # Times functions against a baseline in the same run. Machines are noisy, so each function is
-  # run in many short batches, those of a function and its baseline in turn, and the median
-  # batch counts.
+  # Times functions against a baseline in the same run. Machines are noisy, and noise only ever
+  # adds: so each function is run in many short batches, those of a function and its baseline in
+  # turn, and the batch at the tenth percentile counts, of both alike.
+  #
+  # What is printed is also kept, for `bench/all.exs`, in the dictionary of the process.
 
-  @batches 15
-  @batch_ns 4_000_000
+  @percent 10
+  @batches 41
+  @batch_ns 2_000_000
+  # Slow functions are run in fewer batches, at least as many as this, for so long all together.
+  @least_batches 5
+  @budget_ns 3_000_000_000
 
-  @doc "Median nanoseconds of one run, for each of `{name, function}`."
-  def medians(functions) do
-    sized = for {name, function} <- functions, do: {name, function, batch_size(function)}
+  @doc "Whether it is only to be seen that everything runs: what is measured then says nothing."
+  def quick?, do: System.get_env("BEAMR_BENCH_QUICK") != nil
 
-    1..@batches
-    |> Enum.map(fn _batch ->
-      for {name, function, size} <- sized, do: {name, per_run(function, size)}
+  @doc "One or the other, where a benchmark has a size of its own."
+  def unless_quick(size, small), do: if(quick?(), do: small, else: size)
+
+  @doc """
+  Nanoseconds of one run, for each of `{name, subject}`. A subject is a function without arguments,
+  or `{:batch, function}`: that answers how many nanoseconds so many runs took.
+  """
+  def times(subjects) do
+    sized = for {name, subject} <- subjects, do: {name, subject, batch_size(subject)}
+    least = if quick?(), do: 1, else: @least_batches
+    most = if quick?(), do: 1, else: @batches
+    deadline = now() + @budget_ns
+
+    1..most
+    |> Enum.reduce_while([], fn batch, times ->
+      done = for {name, subject, size} <- sized, do: {name, per_run(subject, size)}
+      over? = batch >= least and now() > deadline
+      {if(over?, do: :halt, else: :cont), [done | times]}
     end)
     |> List.flatten()
     |> Enum.group_by(&elem(&1, 0), &elem(&1, 1))
-    |> Map.new(fn {name, times} -> {name, times |> Enum.sort() |> Enum.at(div(@batches, 2))} end)
+    |> Map.new(fn {name, times} -> {name, percentile(times)} end)
   end
 
-  @doc "Prints one line: the measured time, the baseline's, and their ratio."
-  def compare(label, function, baseline_label, baseline) do
-    times = medians(measured: function, baseline: baseline)
-    ratio = times.measured / times.baseline
+  defp percentile(times), do: times |> Enum.sort() |> Enum.at(div(length(times) * @percent, 100))
 
-    IO.puts([
-      String.pad_trailing(label, 26),
-      String.pad_leading(time(times.measured), 10),
-      "   ",
-      String.pad_trailing(baseline_label, 26),
-      String.pad_leading(time(times.baseline), 10),
-      String.pad_leading(:erlang.float_to_binary(ratio, decimals: 2), 9),
-      " x"
-    ])
-
+  @doc "Prints and keeps one row: the measured time, the baseline's, and their ratio."
+  def compare(label, subject, baseline_label, baseline) do
+    times = times(measured: subject, baseline: baseline)
+    row(label, times.measured, baseline_label, times.baseline)
     times
   end
 
+  @doc "The same for what was timed elsewhere, in nanoseconds."
+  def row(label, measured, baseline_label, baseline) do
+    ratio = measured / baseline
+    keep({:row, Process.get(:bench_title), label, measured, baseline_label, baseline})
+
+    IO.puts([
+      String.pad_trailing(label, 26),
+      String.pad_leading(time(measured), 10),
+      "   ",
+      String.pad_trailing(baseline_label, 26),
+      String.pad_leading(time(baseline), 10),
+      String.pad_leading(:erlang.float_to_binary(ratio, decimals: 2), 9),
+      " x"
+    ])
+  end
+
+  @doc "Prints and keeps a figure that has no baseline."
+  def fact(text) do
+    keep({:fact, Process.get(:bench_title), text})
+    IO.puts(text)
+  end
+
   def header(title) do
+    Process.put(:bench_title, title)
     IO.puts(["\n", title])
 
     IO.puts([
@@ -51,24 +85,42 @@ defmodule Bench.Measure do
     ])
   end
 
+  @doc "A header for facts."
+  def title(title) do
+    Process.put(:bench_title, title)
+    IO.puts(["\n", title])
+  end
+
+  defp keep(figure), do: Process.put(:bench_figures, [figure | Process.get(:bench_figures, [])])
+
+  @doc "Takes what was kept: `{:row, title, label, ns, baseline, ns}` and `{:fact, title, text}`."
+  def take_figures, do: Enum.reverse(Process.delete(:bench_figures) || [])
+
   def time(ns) when ns < 1_000, do: "#{round(ns)} ns"
   def time(ns) when ns < 1_000_000, do: "#{Float.round(ns / 1_000, 2)} µs"
   def time(ns), do: "#{Float.round(ns / 1_000_000, 2)} ms"
 
-  defp batch_size(function) do
-    function.()
-    # Enough runs to be seen by the clock, then as many as fill a batch.
-    tenth = Enum.find([1, 10, 100, 1_000, 10_000], &(per_run(function, &1) * &1 > @batch_ns / 20))
-    size = tenth || 10_000
-    max(1, round(@batch_ns / max(per_run(function, size), 1)))
+  defp batch_size(subject) do
+    per_run(subject, 1)
+
+    if quick?() do
+      1
+    else
+      # Enough runs to be seen by the clock, then as many as fill a batch.
+      sizes = [1, 10, 100, 1_000, 10_000]
+      size = Enum.find(sizes, 10_000, &(per_run(subject, &1) * &1 > @batch_ns / 20))
+      max(1, round(@batch_ns / max(per_run(subject, size), 1)))
+    end
   end
+
+  defp per_run({:batch, function}, size), do: function.(size) / size
 
   defp per_run(function, size) do
     # A collection in the middle of a batch belongs to whatever made the garbage before it.
     :erlang.garbage_collect()
-    start = System.monotonic_time(:nanosecond)
+    start = now()
     repeat(function, size)
-    (System.monotonic_time(:nanosecond) - start) / size
+    (now() - start) / size
   end
 
   defp repeat(_function, 0), do: :ok
@@ -77,4 +129,6 @@ defmodule Bench.Measure do
     function.()
     repeat(function, n - 1)
   end
+
+  defp now, do: System.monotonic_time(:nanosecond)
 end

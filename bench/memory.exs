@@ -9,7 +9,7 @@ defmodule Bench.Memory do
   import Bench.Measure
   alias Beamr.Native
 
-  @count 1_000_000
+  @count if Bench.Measure.quick?(), do: 1_000, else: 1_000_000
   @guest """
   (module
     (memory (export "memory") 257)
@@ -86,7 +86,7 @@ defmodule Bench.Memory do
   end
 
   defp arrays(wasm) do
-    header("Arrays of 1,000,000 f64")
+    header("Arrays of #{@count} f64")
     list = Enum.map(1..@count, &(&1 * 0.5))
     packed = for x <- list, into: "", do: <<x::float-little-64>>
     copy = fn -> :binary.copy(packed) end

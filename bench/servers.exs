@@ -49,7 +49,8 @@ defmodule Bench.Servers do
     calls(wasm, server, stateful, bare)
     memory(wasm, server)
     starts(opts)
-    for count <- [1_000, 10_000], do: footprint(opts, count)
+    title("Many servers")
+    for count <- unless_quick([1_000, 10_000], [10]), do: footprint(opts, count)
   end
 
   defp calls(wasm, server, stateful, bare) do
@@ -169,8 +170,8 @@ defmodule Bench.Servers do
     stopping = System.monotonic_time()
     :ok = DynamicSupervisor.stop(supervisor)
 
-    IO.puts([
-      "\n#{count} servers: started #{round(count / seconds)} per second, ",
+    fact([
+      "#{count} servers: started #{round(count / seconds)} per second, ",
       "stopped #{round(count / seconds_since(stopping))} per second; each takes ",
       "#{kib(beam)} of the BEAM's memory, #{kib(resident)} resident"
     ])

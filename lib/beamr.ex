@@ -97,7 +97,10 @@ defmodule Beamr do
 
   defp cache_folder!(path) when is_binary(path) and path != "", do: Path.expand(path)
   defp cache_folder!([_ | _] = path), do: path |> List.to_string() |> Path.expand()
-  defp cache_folder!(path), do: check!(false, :cache, path, "the path of a folder, or nil")
+
+  defp cache_folder!(path) do
+    raise ArgumentError, ":cache must be the path of a folder, or nil, given: #{inspect(path)}"
+  end
 
   @doc false
   # The options of the engine that code is compiled for.

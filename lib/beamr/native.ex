@@ -356,6 +356,9 @@ defmodule Beamr.Native do
   @spec wasi_disarm(instance_ref()) :: boolean()
   def wasi_disarm(_instance), do: unloaded()
 
+  @spec count_live() :: [{atom(), non_neg_integer()}]
+  def count_live, do: unloaded()
+
   @spec bench_noop() :: :ok
   def bench_noop, do: unloaded()
 

@@ -388,7 +388,7 @@ defmodule Beamr.WASI do
   defp text(bytes) do
     case :unicode.characters_to_binary(bytes) do
       text when is_binary(text) -> text
-      {_error, text, <<byte, rest::binary>>} -> [text, <<byte::utf8>> | text(rest)]
+      {_error, text, <<byte, rest::binary>>} -> [text, <<byte::utf8>>, text(rest)]
     end
   end
 end

@@ -48,6 +48,14 @@ defmodule Beamr.NativeTest do
     assert Native.bench_noop() == :ok
   end
 
+  test "counts what is alive" do
+    wasm = Beamr.instantiate!("(module)")
+    counts = Native.count_live()
+    assert Keyword.keys(counts) == [:modules, :instances, :stores, :functions, :terms, :wasi]
+    for kind <- [:modules, :instances, :stores], do: assert(counts[kind] > 0)
+    Beamr.close(wasm)
+  end
+
   test "answers whatever an instance is asked with" do
     terms = [:junk, nil, -1, 0, 1.5, 2 ** 70, [1 | 2], "memory", <<1::3>>, make_ref(), self()]
 

@@ -373,7 +373,7 @@ defmodule Beamr.Struct.Codec do
     cond do
       byte_size(string) >= n -> fail(:length, path, type, string)
       before_nul(string) != string -> fail(:nul, path, type, string)
-      true -> [string | zeros(n - byte_size(string))]
+      true -> [string, zeros(n - byte_size(string))]
     end
   end
 

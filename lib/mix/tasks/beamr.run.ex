@@ -70,12 +70,14 @@ defmodule Mix.Tasks.Beamr.Run do
          {:ok, results} <- call(module, function, args, opts, wasi(module, granted, path, args)) do
       Enum.each(results, &Mix.shell().info(format(&1)))
     else
-      {:error, %Beamr.Exit{code: code}} -> exit({:shutdown, Bitwise.band(code, 0xFF)})
-      {:error, error} -> stop(code(error), Exception.message(error))
+      {:error, error} -> fail(error)
     end
   rescue
     error in ArgumentError -> stop(2, Exception.message(error))
   end
+
+  defp fail(%Beamr.Exit{code: code}), do: exit({:shutdown, Bitwise.band(code, 0xFF)})
+  defp fail(error), do: stop(code(error), Exception.message(error))
 
   defp call(module, function, args, opts, nil) do
     args = Enum.map(args, &value/1)

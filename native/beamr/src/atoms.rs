@@ -146,4 +146,12 @@ rustler::atoms! {
     deterministic,
     max_memory,
     max_table_elements,
+
+    // what is counted
+    modules,
+    instances,
+    stores,
+    functions,
+    terms,
+    wasi,
 }

@@ -2,7 +2,7 @@
 //!
 //! An engine is made for each combination of compile options that is in use and lives as long
 //! as the node. Guest code checks an engine's epoch at function entries and loop headers; the
-//! ticker advances it. Invariant: while any slice runs, the ticker is awake or about to be.
+//! ticker advances it, and rests while no slice runs ([`Rest`]).
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -16,6 +16,7 @@ use wasmtime::{Config, Engine};
 use crate::stack::Stacks;
 
 use crate::atoms;
+use crate::rest::Rest;
 
 /// The unit in which slices are counted.
 pub const TICK: Duration = Duration::from_micros(200);
@@ -92,8 +93,7 @@ pub fn bump() {
     }
 }
 
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
-static ASLEEP: AtomicBool = AtomicBool::new(false);
+static REST: Rest = Rest { running: AtomicUsize::new(0), asleep: AtomicBool::new(false) };
 static TICKER: OnceLock<Thread> = OnceLock::new();
 
 /// Starts the ticker, once for the node.
@@ -110,20 +110,18 @@ pub struct Slice(());
 
 impl Slice {
     pub fn enter() -> Self {
-        RUNNING.fetch_add(1, SeqCst);
-        if ASLEEP.load(SeqCst)
-            && ASLEEP.swap(false, SeqCst)
-            && let Some(ticker) = TICKER.get()
-        {
-            ticker.unpark();
-        }
+        REST.begin(|| {
+            if let Some(ticker) = TICKER.get() {
+                ticker.unpark();
+            }
+        });
         Slice(())
     }
 }
 
 impl Drop for Slice {
     fn drop(&mut self) {
-        RUNNING.fetch_sub(1, SeqCst);
+        REST.end();
     }
 }
 
@@ -164,19 +162,10 @@ fn tick() {
         std::thread::sleep(TICK);
         TICKS.fetch_add(1, Relaxed);
         bump();
-        idle = if RUNNING.load(SeqCst) == 0 { idle + 1 } else { 0 };
+        idle = if REST.is_idle() { idle + 1 } else { 0 };
         if idle > IDLE_TICKS {
-            sleep_until_needed();
+            REST.sleep(std::thread::park);
             idle = 0;
         }
     }
-}
-
-/// Either a slice that enters sees `ASLEEP` and wakes the ticker, or the ticker sees the slice.
-fn sleep_until_needed() {
-    ASLEEP.store(true, SeqCst);
-    while ASLEEP.load(SeqCst) && RUNNING.load(SeqCst) == 0 {
-        std::thread::park();
-    }
-    ASLEEP.store(false, SeqCst);
 }

@@ -25,6 +25,8 @@ use rustler::{
 use wasmtime::{Store, ThrownException, Trap};
 
 use crate::call::{self, Answer, Outcome, Request, Results};
+use crate::count::{self, Live};
+use crate::deaths::Deaths;
 use crate::engine::{self, Slice};
 use crate::error::{self, Fault, Stop};
 use crate::exchange::{self, Asked, Errand, Exchange};
@@ -74,9 +76,8 @@ pub struct InstanceResource {
     /// let in any more meanwhile.
     closing: AtomicBool,
     state: Mutex<State>,
-    /// Processes whose death has been told and not yet dealt with.
-    deaths: Mutex<Vec<LocalPid>>,
-    has_deaths: AtomicBool,
+    deaths: Deaths<LocalPid>,
+    _live: Live<{ count::INSTANCE }>,
 }
 
 pub struct State {
@@ -159,9 +160,7 @@ impl Resource for InstanceResource {
     const IMPLEMENTS_DOWN: bool = true;
 
     fn down<'a>(&'a self, env: Env<'a>, pid: LocalPid, _monitor: Monitor) {
-        self.deaths.lock().push(pid);
-        self.has_deaths.store(true, Ordering::SeqCst);
-        match self.state.try_lock() {
+        match self.deaths.tell(pid, &self.state) {
             Some(state) => self.unlock(env, state),
             // Whoever has the lock sees the death when it lets go. If that is a slice of the
             // dead process, it should let go soon.
@@ -274,23 +273,7 @@ impl InstanceResource {
 
     /// Lets go of the lock, after dealing with every death that was told meanwhile.
     pub fn unlock(&self, env: Env, state: MutexGuard<'_, State>) {
-        let mut state = state;
-        loop {
-            if self.has_deaths.swap(false, Ordering::SeqCst) {
-                let deaths = std::mem::take(&mut *self.deaths.lock());
-                for pid in deaths {
-                    self.bury(env, &mut state, pid);
-                }
-            }
-            MutexGuard::unlock_fair(state);
-            if !self.has_deaths.load(Ordering::SeqCst) {
-                return;
-            }
-            match self.state.try_lock() {
-                Some(again) => state = again,
-                None => return,
-            }
-        }
+        self.deaths.unlock(&self.state, state, |state, pid| self.bury(env, state, pid));
     }
 
     fn bury(&self, env: Env, state: &mut State, pid: LocalPid) {
@@ -792,8 +775,8 @@ fn make<'a>(
         in_flight: AtomicBool::new(true),
         closing: AtomicBool::new(false),
         state: Mutex::new(state),
-        deaths: Mutex::default(),
-        has_deaths: AtomicBool::new(false),
+        deaths: Deaths::new(),
+        _live: Live::new(),
     });
     let this = resource.encode(env);
     let future = Box::pin(top_instantiate(store, given));

@@ -16,6 +16,7 @@ use wasmtime::{
     RefType, TableType, ValType,
 };
 
+use crate::count::{self, Live};
 use crate::engine::{self, Options};
 use crate::store::Host;
 use crate::value::{self, Signature};
@@ -49,6 +50,7 @@ pub struct Compiled {
     /// The imported functions, each under no module and its index, where there is no `pre`.
     pub host_functions: Option<Linker<Host>>,
     pub custom_sections: CustomSections,
+    _live: Live<{ count::MODULE }>,
 }
 
 /// Name and size in bytes of each custom section.
@@ -182,6 +184,7 @@ impl Compiled {
             pre,
             host_functions,
             custom_sections,
+            _live: Live::new(),
         })
     }
 }

@@ -8,6 +8,7 @@ use wasmtime::{
 };
 
 use crate::call::Callee;
+use crate::count::{self, Live};
 use crate::error::{Limit, LimitKind};
 use crate::exchange::Exchange;
 use crate::memory::View;
@@ -46,6 +47,7 @@ pub struct Host {
     ticks: u32,
     /// Whether the guest has given way, and is asked for the first time since.
     yielded: bool,
+    _live: Live<{ count::STORE }>,
 }
 
 impl Host {
@@ -63,6 +65,7 @@ impl Host {
             room: Vec::new(),
             ticks: 0,
             yielded: false,
+            _live: Live::new(),
         }
     }
 }

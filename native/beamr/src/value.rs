@@ -14,6 +14,7 @@ use rustler::{Atom, Binary, Encoder, Env, NewBinary, OwnedEnv, Resource, Resourc
 use wasmtime::{AsContextMut, ExternRef, Func, FuncType, HeapType, RefType, Rooted, Val, ValType};
 
 use crate::atoms;
+use crate::count::{self, Live};
 
 #[derive(Clone)]
 pub enum Value {
@@ -50,6 +51,7 @@ pub struct FuncHandle {
     pub owner: u64,
     pub signature: Signature,
     ty: FuncType,
+    _live: Live<{ count::FUNCTION }>,
 }
 
 impl FuncHandle {
@@ -68,13 +70,13 @@ pub struct FuncResource(pub Arc<FuncHandle>);
 impl Resource for FuncResource {}
 
 /// An Erlang term that outlives the NIF call it came with: what a guest holds by `externref`.
-pub struct HeldTerm(Mutex<(OwnedEnv, SavedTerm)>);
+pub struct HeldTerm(Mutex<(OwnedEnv, SavedTerm)>, Live<{ count::TERM }>);
 
 impl HeldTerm {
     pub fn new(term: Term) -> Self {
         let env = OwnedEnv::new();
         let saved = env.save(term);
-        HeldTerm(Mutex::new((env, saved)))
+        HeldTerm(Mutex::new((env, saved)), Live::new())
     }
 
     pub fn load<'a>(&self, env: Env<'a>) -> Term<'a> {
@@ -303,7 +305,13 @@ pub fn from_val(mut store: impl AsContextMut, val: &Val, owner: u64) -> Value {
         Val::FuncRef(Some(func)) => {
             let ty = func.ty(store.as_context());
             let signature = Signature::new(&ty);
-            Value::Func(Arc::new(FuncHandle { func: *func, owner, signature, ty }))
+            Value::Func(Arc::new(FuncHandle {
+                func: *func,
+                owner,
+                signature,
+                ty,
+                _live: Live::new(),
+            }))
         }
         Val::ExternRef(Some(reference)) => extern_value(store.as_context_mut(), *reference),
         Val::AnyRef(Some(_)) | Val::ExnRef(Some(_)) => Value::Opaque,

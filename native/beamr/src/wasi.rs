@@ -28,6 +28,7 @@ use wiggle::{GuestError, GuestMemory, GuestPtr};
 
 use crate::alarm::Alarm;
 use crate::call::{self, Args, Outcome, Results, Target};
+use crate::count::{self, Live};
 use crate::error::{self, Exit, Stop};
 use crate::export::Reach;
 use crate::instance::InstanceResource;
@@ -240,6 +241,7 @@ pub struct Wasi {
     random: Option<SplitMix>,
     /// By import index: whether it is WASI's.
     provided: Vec<bool>,
+    _live: Live<{ count::WASI }>,
 }
 
 impl Wasi {
@@ -609,7 +611,8 @@ fn grant<'a>(env: Env<'a>, options: Options<'a>) -> Term<'a> {
             .monotonic_clock(FixedClock { start: 0, step, readings });
     }
     let random = options.random.map(SplitMix);
-    let wasi = Wasi { ctx: builder.build_p1(), stdio, random, provided: Vec::new() };
+    let wasi =
+        Wasi { ctx: builder.build_p1(), stdio, random, provided: Vec::new(), _live: Live::new() };
     (atoms::ok(), ResourceArc::new(WasiResource(Mutex::new(Some((wasi, alarm)))))).encode(env)
 }
 

@@ -1,0 +1,160 @@
+# What do guests cost in Beamr, next to plain wasmtime without the BEAM?
+#
+#     mix run bench/engine.exs
+#
+# The baseline is a Rust program (native/beamr/examples/plain.rs) that cargo builds with the same
+# wasmtime; BEAMR_PLAIN names one that was built elsewhere. It runs beside this one and is asked
+# for a batch whenever Beamr has done one.
+
+Code.require_file("measure.exs", __DIR__)
+
+defmodule Bench.Engine do
+  import Bench.Measure
+
+  @crate Path.expand("../native/beamr", __DIR__)
+
+  # `walk` follows a chain of 65,536 links that jumps about in a mebibyte; `sum` adds what is in
+  # it; `copy` copies it in memory by 8 bytes at a time.
+  @guest """
+  (module
+    (memory (export "memory") 33)
+    (func (export "id") (param i32) (result i32) (local.get 0))
+    (func $fib (export "fib") (param i32) (result i32)
+      (if (result i32) (i32.lt_u (local.get 0) (i32.const 2))
+        (then (local.get 0))
+        (else
+          (i32.add
+            (call $fib (i32.sub (local.get 0) (i32.const 1)))
+            (call $fib (i32.sub (local.get 0) (i32.const 2)))))))
+    (func (export "sieve") (param $limit i32) (result i32)
+      (local $n i32) (local $m i32) (local $count i32)
+      (memory.fill (i32.const 0) (i32.const 1) (local.get $limit))
+      (local.set $n (i32.const 2))
+      (loop $next
+        (if (i32.load8_u (local.get $n))
+          (then
+            (local.set $count (i32.add (local.get $count) (i32.const 1)))
+            (local.set $m (i32.mul (local.get $n) (i32.const 2)))
+            (block $done
+              (loop $cross
+                (br_if $done (i32.ge_u (local.get $m) (local.get $limit)))
+                (i32.store8 (local.get $m) (i32.const 0))
+                (local.set $m (i32.add (local.get $m) (local.get $n)))
+                (br $cross)))))
+        (local.set $n (i32.add (local.get $n) (i32.const 1)))
+        (br_if $next (i32.lt_u (local.get $n) (local.get $limit))))
+      (local.get $count))
+    (func (export "walk") (param $steps i32) (result i32) (local $at i32)
+      (loop $next
+        (i32.store (local.get $at)
+          (i32.add (i32.load (local.get $at)) (i32.const 1)))
+        (local.set $at
+          (i32.and
+            (i32.add (i32.mul (local.get $at) (i32.const 5)) (i32.const 4099))
+            (i32.const 0xffffc)))
+        (br_if $next
+          (local.tee $steps (i32.sub (local.get $steps) (i32.const 1)))))
+      (local.get $at))
+    (func (export "sum") (param $bytes i32) (result i32) (local $sum i32)
+      (loop $next
+        (local.set $bytes (i32.sub (local.get $bytes) (i32.const 4)))
+        (local.set $sum (i32.add (local.get $sum) (i32.load (local.get $bytes))))
+        (br_if $next (local.get $bytes)))
+      (local.get $sum))
+    (func (export "copy") (param $bytes i32) (result i32)
+      (loop $next
+        (local.set $bytes (i32.sub (local.get $bytes) (i32.const 8)))
+        (i64.store offset=1048576 (local.get $bytes) (i64.load (local.get $bytes)))
+        (br_if $next (local.get $bytes)))
+      (i32.const 0)))
+  """
+
+  # The same bytes for both. The instances are small ones, as instances of a page are.
+  @small ~s|(module (memory (export "memory") 1) (func (export "id") (param i32) (result i32) (local.get 0)))|
+
+  def run do
+    plain = System.get_env("BEAMR_PLAIN") || build()
+
+    if plain do
+      with_plain(plain, @guest, &compute/1)
+      with_plain(plain, @small, &instances/1)
+    else
+      fact("plain wasmtime was not measured: cargo is not there, and BEAMR_PLAIN is not set")
+    end
+  end
+
+  defp compute(plain) do
+    wasm = Beamr.instantiate!(@guest)
+    header("Beamr and plain wasmtime: calls")
+    id = call(wasm, "id", 1)
+    compare("trivial call", id, "wasmtime, a fiber", ask(plain, "id 1"))
+    compare("trivial call", id, "wasmtime, typed, none", ask(plain, "direct 0"))
+
+    header("Beamr and plain wasmtime: guests")
+
+    same = fn label, function, argument ->
+      compare(
+        label,
+        call(wasm, function, argument),
+        "wasmtime",
+        ask(plain, "#{function} #{argument}")
+      )
+    end
+
+    same.("fib(27)", "fib", 27)
+    same.("fib(32)", "fib", unless_quick(32, 20))
+    same.("sieve to 1,000,000", "sieve", 1_000_000)
+    same.("sieve to 10,000", "sieve", 10_000)
+    same.("1,000,000 random updates", "walk", 1_000_000)
+    same.("sum of 1 MiB", "sum", 1_048_576)
+    same.("copy of 1 MiB", "copy", 1_048_576)
+  end
+
+  defp instances(plain) do
+    header("Beamr and plain wasmtime: instances")
+    module = Beamr.compile!(@small)
+    close = fn -> module |> Beamr.instantiate!() |> Beamr.close() end
+    compare("instantiate and close", close, "wasmtime", ask(plain, "instantiate 0"))
+  end
+
+  defp call(wasm, function, argument) do
+    fn -> {:ok, [_]} = Beamr.call(wasm, function, [argument], timeout: :infinity) end
+  end
+
+  defp ask(port, operation) do
+    {:batch,
+     fn size ->
+       Port.command(port, "#{operation} #{size}\n")
+
+       receive do
+         {^port, {:data, {:eol, nanoseconds}}} -> String.to_integer(nanoseconds)
+         {^port, {:exit_status, status}} -> raise "the plain program ended with status #{status}"
+       end
+     end}
+  end
+
+  defp with_plain(program, wat, measure) do
+    path = Path.join(System.tmp_dir!(), "beamr-bench-#{System.pid()}.wat")
+    File.write!(path, wat)
+
+    try do
+      options = [:binary, :exit_status, {:line, 100}, {:args, [path]}]
+      port = Port.open({:spawn_executable, program}, options)
+      measure.(port)
+      Port.close(port)
+    after
+      File.rm!(path)
+    end
+  end
+
+  defp build do
+    if System.find_executable("cargo") do
+      args = ["build", "--release", "--locked", "--quiet", "--example", "plain"]
+      {_, 0} = System.cmd("cargo", args, cd: @crate, into: IO.stream())
+      target = System.get_env("CARGO_TARGET_DIR") || "target"
+      Path.expand("#{target}/release/examples/plain", @crate)
+    end
+  end
+end
+
+Bench.Engine.run()
