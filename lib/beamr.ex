@@ -233,8 +233,9 @@ defmodule Beamr do
     check_scheduler!(options.scheduler)
     check!(size?(options.max_depth, 1), :max_depth, options.max_depth, "a positive integer")
 
-    for name <- [:max_memory, :max_table_elements, :fuel], value = options[name] do
-      check!(size?(value, 0), name, value, "an integer from 0 to 2^64 - 1")
+    for name <- [:max_memory, :max_table_elements, :fuel] do
+      value = options[name]
+      check!(value == nil or size?(value, 0), name, value, "an integer from 0 to 2^64 - 1")
     end
 
     {imports, %{options | wasi: Beamr.WASI.options!(options.wasi)}}
