@@ -100,7 +100,14 @@ run =
 
 # Told to stop, it ends behind the round that it is in.
 stopped = :atomics.new(1, [])
-spawn(fn -> if IO.gets("") == "stop\n", do: :atomics.put(stopped, 1, 1) end)
+
+spawn(fn ->
+  case IO.gets("") do
+    "stop\n" -> :atomics.put(stopped, 1, 1)
+    # Who started this is gone.
+    _eof -> System.halt(5)
+  end
+end)
 
 try do
   for round <- first..last, :atomics.get(stopped, 1) == 0 do
@@ -114,7 +121,6 @@ catch
   kind, reason -> Hostile.fail("broken: " <> Exception.format(kind, reason, __STACKTRACE__))
 end
 
-for {{kind, text}, count} <- Watch.finds(), do: IO.puts("found #{kind} #{count} times: #{text}")
 counts = for {what, count} <- Enum.sort(:ets.tab2list(Hostile.Counts)), do: "#{what}: #{count}"
 if counts != [], do: IO.puts("counted #{Enum.join(counts, ", ")}")
 

@@ -32,6 +32,7 @@ defmodule Hostile.Attack do
       until: options[:seconds] && System.monotonic_time(:second) + options[:seconds],
       per_round: per_round,
       round: nil,
+      found: [],
       reported: System.monotonic_time(:second)
     }
 
@@ -43,6 +44,9 @@ defmodule Hostile.Attack do
         File.rm_rf!(folder)
         rounds = attack.round - first + 1
         IO.puts("survived #{rounds * per_round} #{what(kind)}, seed #{attack.seed}")
+
+        for {round, line} <- Enum.reverse(attack.found), do: IO.puts("in round #{round}: #{line}")
+        if attack.found != [], do: System.halt(1)
 
       {:error, reason, attack} ->
         tell(reason, attack, folder)
@@ -96,9 +100,7 @@ defmodule Hostile.Attack do
       {^port, {:exit_status, status}} -> {:error, "the VM ended with status #{status}", attack}
     after
       @silence ->
-        {:os_pid, pid} = Port.info(port, :os_pid)
-        System.cmd("kill", ["-KILL", "#{pid}"])
-        {:error, "the VM was silent for #{div(@silence, 1_000)} seconds", attack}
+        {:error, "the VM was silent for #{div(@silence, 1_000)} seconds", kill(port, attack)}
     end
   end
 
@@ -130,18 +132,19 @@ defmodule Hostile.Attack do
   defp heard(line, port, attack) do
     IO.puts(line)
 
-    # A panic is a crash that rustler caught.
-    if String.starts_with?(line, "found panic") do
-      receive do
-        {^port, {:exit_status, _}} -> :ok
-      after
-        0 -> :ok
-      end
-
-      {:error, "Rust panicked", attack}
-    else
-      watch(port, attack)
+    case line do
+      # A panic is a crash that rustler caught.
+      "found panic" <> _ -> {:error, "Rust panicked", kill(port, attack)}
+      # On a machine with much else to do, a long wait need not be Beamr's.
+      "found wait" <> _ -> watch(port, attack)
+      "found " <> _ -> watch(port, %{attack | found: [{attack.round, line} | attack.found]})
+      _ -> watch(port, attack)
     end
+  end
+
+  defp kill(port, attack) do
+    with {:os_pid, pid} <- Port.info(port, :os_pid), do: System.cmd("kill", ["-KILL", "#{pid}"])
+    attack
   end
 
   # The child ends at the end of its round.
