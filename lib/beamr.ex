@@ -221,7 +221,8 @@ defmodule Beamr do
       |> Map.new()
       |> Map.pop!(:imports)
 
-    check!(is_map(imports), :imports, imports, "a map of maps of functions")
+    is_imports = is_map(imports) and not is_struct(imports)
+    check!(is_imports, :imports, imports, "a map of maps of functions")
     Beamr.Host.check!(options.hosts)
     Beamr.Host.check_stubs!(options.stubs)
     {further, options} = Map.split(options, [:hosts, :stubs])
