@@ -167,6 +167,7 @@ defmodule Hostile.Terms do
   # A struct that nobody made.
   defp forged do
     %Beamr.Instance{} = instance = instance()
+    Process.put(:hostile_forged, true)
 
     pick([
       %{instance | ref: reference()},

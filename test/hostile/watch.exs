@@ -198,12 +198,16 @@ defmodule Hostile.Watch do
   ## What was found
 
   @doc "Notes what must not happen, and says so the first time."
-  def find(kind, what) do
-    text =
-      what |> inspect(limit: 40, printable_limit: 300) |> String.replace(~r/#\w+<[^>]*>/, "#")
+  def find(kind, what, detail \\ nil) do
+    key =
+      what
+      |> inspect(limit: 40, printable_limit: 300, width: :infinity)
+      |> String.replace(~r/#\w+<[^>]*>/, "#")
 
-    if :ets.update_counter(@finds, {kind, text}, 1, {{kind, text}, 0}) == 1 do
-      say("found #{kind}: #{text}")
+    if :ets.update_counter(@finds, {kind, key}, 1, {{kind, key}, 0}) == 1 do
+      say(
+        "found #{kind}: #{key} #{inspect(detail, limit: 60, printable_limit: 300, width: :infinity)}"
+      )
     end
 
     :ok
