@@ -422,14 +422,19 @@ defmodule Hostile.Calls do
 
   defp make_call(%{module: module, name: name, arity: arity}, args) do
     result = apply(module, name, args)
+    count(if match?({:error, _}, result), do: :errors, else: :answers)
     check(result, {module, name, arity})
     follow(module, args, result)
     result
   rescue
-    error -> raised(error, {module, name, arity}, __STACKTRACE__)
+    error ->
+      count(:raises)
+      raised(error, {module, name, arity}, __STACKTRACE__)
   catch
-    _kind, _reason -> :ok
+    _kind, _reason -> count(:exits)
   end
+
+  defp count(what), do: :ets.update_counter(Hostile.Counts, what, 1, {what, 0})
 
   defp check({:error, error}, mfa) when is_exception(error) do
     case error do

@@ -82,7 +82,7 @@ alias Hostile.{Calls, Guests, Watch}
 {:ok, _} = Application.ensure_all_started(:beamr)
 {:ok, _} = Registry.start_link(keys: :unique, name: Hostile.Names)
 File.mkdir_p!("files")
-:ets.new(Hostile.Counts, [:named_table, :public])
+:ets.new(Hostile.Counts, [:named_table, :public, write_concurrency: true])
 spawn(&Hostile.beat/0)
 Watch.start()
 [seed, first, last] = Enum.map([seed, first, last], &String.to_integer/1)

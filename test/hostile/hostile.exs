@@ -29,7 +29,8 @@ defmodule Hostile.Attack do
       first: first,
       last: first + rounds - 1,
       workers: options[:workers],
-      until: options[:seconds] && System.monotonic_time(:second) + options[:seconds],
+      seconds: options[:seconds],
+      until: nil,
       per_round: per_round,
       round: nil,
       found: [],
@@ -105,6 +106,12 @@ defmodule Hostile.Attack do
   end
 
   defp heard("beat", port, attack), do: watch(port, attack)
+
+  # The time begins when the VM is ready.
+  defp heard("round" <> _ = line, port, %{seconds: seconds} = attack) when is_integer(seconds) do
+    until = System.monotonic_time(:second) + seconds
+    heard(line, port, %{attack | seconds: nil, until: until})
+  end
 
   defp heard("round " <> round, port, attack) do
     now = System.monotonic_time(:second)

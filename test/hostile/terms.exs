@@ -386,7 +386,7 @@ defmodule Hostile.Terms do
       8 -> :binary.copy("ab", pick([100, 32_768, 65_537]))
       9 -> if(chance(10), do: :binary.copy("x", 2_000_000), else: "")
       10 -> Pool.get(:wasm)
-      11 -> mutated(Pool.get(:wasm))
+      11 -> mutated(Pool.get(pick([:wasm, :wat, :artifact])))
       12 -> Pool.get(:artifact)
     end
   end

@@ -11,6 +11,9 @@ use wasm_smith::{Config, Module};
 /// How many loop iterations and calls a module may do, in all, where it is made to end.
 const STEPS: u32 = 100_000;
 
+/// A module that has nothing.
+const EMPTY: &[u8] = b"\0asm\x01\0\0\0";
+
 fn main() -> ExitCode {
     let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
     let [first, count] = numbers[..] else {
@@ -39,27 +42,17 @@ fn module(number: u64) -> Vec<u8> {
     match Module::new(config, &mut unstructured) {
         Ok(mut module) => {
             // One in four may run for ever. A module without room for a counter stays as it is.
-            if random.next() % 4 != 0 {
+            if !random.next().is_multiple_of(4) {
                 let _ = module.ensure_termination(STEPS);
             }
             module.to_bytes()
         }
-        Err(_) => Module::default_bytes(),
-    }
-}
-
-trait DefaultBytes {
-    fn default_bytes() -> Vec<u8>;
-}
-
-impl DefaultBytes for Module {
-    fn default_bytes() -> Vec<u8> {
-        b"\0asm\x01\0\0\0".to_vec()
+        Err(_) => EMPTY.to_vec(),
     }
 }
 
 /// What Beamr's engine takes: WebAssembly 3.0. Sizes are such that a module compiles in
-/// milliseconds and that it can be told apart what is refused for its size.
+/// milliseconds and that few are refused for what they ask.
 fn config(random: &mut SplitMix, unstructured: &mut Unstructured) -> Config {
     let mut config = Config::arbitrary(unstructured).unwrap_or_default();
     config.allow_invalid_funcs = false;
@@ -69,7 +62,7 @@ fn config(random: &mut SplitMix, unstructured: &mut Unstructured) -> Config {
     config.custom_page_sizes_enabled = false;
     config.wide_arithmetic_enabled = false;
     config.disallow_traps = false;
-    config.export_everything = random.next() % 4 != 0;
+    config.export_everything = !random.next().is_multiple_of(4);
     config.min_funcs = 1 + (random.next() % 4) as usize;
     config.max_funcs = 16;
     config.max_instructions = 200;
