@@ -158,7 +158,8 @@ defmodule Hostile.Attack do
   defp stop(port), do: Port.command(port, "stop\n")
 
   defp tell(reason, attack, folder) do
-    IO.puts("\n#{reason}, in round #{attack.round} of seed #{attack.seed}")
+    round = attack.round || attack.first
+    IO.puts("\n#{reason}, in round #{round} of seed #{attack.seed}")
 
     for file <- Enum.sort(Path.wildcard(Path.join(folder, "journal-*"))) do
       IO.puts("\n#{Path.basename(file)}, the last calls:")
@@ -168,7 +169,7 @@ defmodule Hostile.Attack do
     IO.puts("\nwhat it said: #{folder}/stderr; the same again:")
 
     IO.puts(
-      "  bin/hostile #{attack.kind} --seed #{attack.seed} --round #{attack.round} --count #{attack.per_round}"
+      "  bin/hostile #{attack.kind} --seed #{attack.seed} --round #{round} --count #{attack.per_round}"
     )
   end
 

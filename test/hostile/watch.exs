@@ -72,7 +72,7 @@ defmodule Hostile.Watch do
 
           for index <- range do
             :ets.insert(@table, {worker, index, now()})
-            step.(worker, index)
+            attempt(step, worker, index)
           end
 
           :ets.insert(@table, {worker, range.last + 1, now()})
@@ -87,10 +87,9 @@ defmodule Hostile.Watch do
 
   defp loop(state) do
     receive do
-      {:DOWN, monitor, :process, _pid, reason} when is_map_key(state.live, monitor) ->
-        broken(reason)
+      {:DOWN, monitor, :process, _pid, _reason} when is_map_key(state.live, monitor) ->
         {{worker, _pid}, live} = Map.pop!(state.live, monitor)
-        loop(%{state | live: go_on(worker, reason, live, state)})
+        loop(%{state | live: go_on(worker, live, state)})
 
       _other ->
         loop(state)
@@ -102,7 +101,7 @@ defmodule Hostile.Watch do
     end
   end
 
-  defp go_on(worker, _reason, live, %{last: last, step: step}) do
+  defp go_on(worker, live, %{last: last, step: step}) do
     next =
       case :ets.lookup(@table, worker) do
         [{_worker, index, _since}] -> index + 1
@@ -117,12 +116,12 @@ defmodule Hostile.Watch do
     end
   end
 
-  # A step catches what it calls: this is a defect of these files, or a link that was not to be.
-  defp broken({reason, [{module, name, args, at} | _]}) when is_list(args),
-    do: broken({reason, [{module, name, length(args), at}]})
-
-  defp broken({reason, [frame | _]}), do: find(:broken, {reason, frame})
-  defp broken(_reason), do: :ok
+  # A step catches what it calls: what gets here is a defect of these files.
+  defp attempt(step, worker, index) do
+    step.(worker, index)
+  catch
+    kind, reason -> find(:broken, {kind, reason, hd(__STACKTRACE__)})
+  end
 
   defp kill_one(nil, _live), do: nil
 
