@@ -178,12 +178,9 @@ defmodule Hostile.Calls do
 
   # What all workers had, and what nobody frees by itself.
   defp stop_all do
-    for pid <- Pool.all(:server) ++ Pool.all(:victim), is_pid(pid), do: Process.exit(pid, :kill)
-
-    for %{pid: pid} <- Pool.all(:allocator),
-        is_pid(pid),
-        pid != self(),
-        do: Process.exit(pid, :kill)
+    for kind <- [:server, :victim, :started], pid <- Pool.all(kind), is_pid(pid) do
+      Process.exit(pid, :kill)
+    end
   end
 
   defp make(:instance) do
@@ -270,9 +267,20 @@ defmodule Hostile.Calls do
   defp unlinked(start) do
     trapped = Process.flag(:trap_exit, true)
     result = start.()
-    with {:ok, pid} when is_pid(pid) <- result, do: Process.unlink(pid)
+
+    case result do
+      {:ok, pid} when is_pid(pid) -> unlink(pid)
+      {:ok, %{pid: pid}} when is_pid(pid) -> unlink(pid)
+      _ -> :ok
+    end
+
     Process.flag(:trap_exit, trapped)
     result
+  end
+
+  defp unlink(pid) do
+    Pool.note(pid)
+    Process.unlink(pid)
   end
 
   defp wasi do

@@ -22,6 +22,9 @@ defmodule Hostile.Pool do
   def fill(kind, make),
     do: for(n <- 1..@slots, do: :ets.insert(__MODULE__, {{kind, n}, make.(n)}))
 
+  @doc "Notes a process that has to end with the round."
+  def note(pid), do: :ets.insert(__MODULE__, {{:started, pid}, pid})
+
   @doc "All of a kind."
   def all(kind), do: :ets.select(__MODULE__, [{{{kind, :_}, :"$1"}, [], [:"$1"]}])
 

@@ -76,6 +76,8 @@ defmodule Hostile.Watch do
           end
 
           :ets.insert(@table, {worker, range.last + 1, now()})
+          # What it has started ends with it.
+          exit(:shutdown)
         end,
         [:monitor]
       )
