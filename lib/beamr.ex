@@ -224,7 +224,8 @@ defmodule Beamr do
       |> Map.new()
       |> Map.pop!(:imports)
 
-    check!(is_map(imports), :imports, imports, "a map of maps of functions")
+    is_imports = is_map(imports) and not is_struct(imports)
+    check!(is_imports, :imports, imports, "a map of maps of functions")
     Beamr.Host.check!(options.hosts)
     Beamr.Host.check_stubs!(options.stubs)
     {further, options} = Map.split(options, [:hosts, :stubs])
@@ -236,8 +237,9 @@ defmodule Beamr do
     check_scheduler!(options.scheduler)
     check!(size?(options.max_depth, 1), :max_depth, options.max_depth, "a positive integer")
 
-    for name <- [:max_memory, :max_table_elements, :fuel], value = options[name] do
-      check!(size?(value, 0), name, value, "an integer from 0 to 2^64 - 1")
+    for name <- [:max_memory, :max_table_elements, :fuel] do
+      value = options[name]
+      check!(value == nil or size?(value, 0), name, value, "an integer from 0 to 2^64 - 1")
     end
 
     {imports, %{options | wasi: Beamr.WASI.options!(options.wasi)}}

@@ -142,6 +142,7 @@ defmodule BeamrTest do
           max_depth: -1,
           max_depth: :infinity,
           max_depth: 2 ** 70,
+          imports: Macro.escape(%URI{}),
           import: nil,
           colour: :blue
         ] do

@@ -72,7 +72,7 @@ defmodule :beamr do
 
   @doc "See `Beamr.call/4`."
   @spec call(Beamr.guest(), binary() | Beamr.funcref(), list(), options()) :: result(list())
-  def call(guest, function, args, opts \\ []) do
+  def call(guest, function, args, opts \\ []) when length(args) >= 0 do
     case Beamr.call(guest, function, Enum.map(args, &from_erlang/1), options(opts)) do
       {:ok, results} -> {:ok, Enum.map(results, &to_erlang/1)}
       error -> error
@@ -371,7 +371,7 @@ defmodule :beamr do
           Beamr.Struct.layout() | :undefined,
           options()
         ) :: result(map() | list())
-  def call_struct(guest, function, args, layout, opts \\ []) do
+  def call_struct(guest, function, args, layout, opts \\ []) when length(args) >= 0 do
     args = Enum.map(args, &from_erlang/1)
 
     guest

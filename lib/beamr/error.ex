@@ -600,7 +600,11 @@ defmodule Beamr.StructError do
   defp what(%{field: field}), do: "the field #{path(field)}"
 
   defp path([]), do: "\"\""
-  defp path(path), do: Enum.join(path, ".")
+  defp path([_ | _] = path), do: Enum.map_join(path, ".", &segment/1)
+
+  # A name that no layout can have may be anything.
+  defp segment(name) when is_atom(name) or is_integer(name), do: to_string(name)
+  defp segment(other), do: inspect(other)
 
   defp a(type) when type in [:i8, :i16, :i32, :i64, :f32, :f64], do: "an #{type}"
   defp a(type), do: "a #{type}"

@@ -625,7 +625,7 @@ defmodule Beamr.Struct do
   defp layout?(module) when is_atom(module), do: Codec.module_layout(module) != nil
   defp layout?(_other), do: false
 
-  defp find(layout, path) do
+  defp find(layout, path) when is_atom(path) or length(path) >= 0 do
     case Codec.find(layout, List.wrap(path)) do
       {:ok, found} -> {:ok, found}
       :error -> {:error, %StructError{reason: :unknown_field, field: List.wrap(path)}}

@@ -313,6 +313,18 @@ defmodule Beamr.ErlangTest do
     assert {:error, %{reason: {:file, :enoent}}} = client.compile_file(~c"no/such.wasm")
   end
 
+  test "arguments are a list", %{client: client} do
+    wasm = wasm(client)
+
+    for args <- [:none, [1 | 2]] do
+      assert_raise FunctionClauseError, fn -> :beamr.call(wasm, "sum", args) end
+
+      assert_raise FunctionClauseError, fn ->
+        :beamr.call_struct(wasm, "sum", args, :undefined)
+      end
+    end
+  end
+
   test "instances take maps and proplists", %{client: client} do
     add = fn _wasm, a, b -> a + b end
     assert {:ok, wasm} = client.instantiate(@guest, add)

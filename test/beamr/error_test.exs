@@ -296,6 +296,8 @@ defmodule Beamr.ErrorTest do
      ~S|the field s has a NUL inside, where C would see its end: <<97, 0>>|},
     {%StructError{reason: :missing_field, field: [:x], wanted: :f64}, "the field x is missing"},
     {%StructError{reason: :unknown_field, field: [:x, :y]}, "the layout has no field x.y"},
+    {%StructError{reason: :unknown_field, field: [:x, [-1], self()]},
+     "the layout has no field x.[-1].#{inspect(self())}"},
     {%StructError{reason: :overlap, field: [:u, :f], wanted: :i},
      "the field u.f shares bytes with the field i: only one of them can be given"},
     {%AllocatorError{reason: :size, size: 0}, "0 bytes cannot be allocated"},

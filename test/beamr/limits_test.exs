@@ -255,7 +255,7 @@ defmodule Beamr.LimitsTest do
       module = Beamr.compile!("(module)", fuel: true)
 
       for name <- [:max_memory, :max_table_elements, :fuel] do
-        for value <- [-1, 1.5, :infinity, 2 ** 64, "1"] do
+        for value <- [-1, 1.5, :infinity, 2 ** 64, "1", false] do
           assert_raise ArgumentError, ~r/#{inspect(name)} must be an integer from 0/, fn ->
             Beamr.instantiate(module, [{name, value}])
           end

@@ -95,8 +95,11 @@ defmodule Beamr.Host.Clean do
   @spec hosts([grant()]) :: [{module(), term()}]
   def hosts(grant \\ @harmless) when is_list(grant) do
     for group <- grant do
-      {name, arg} = if is_tuple(group), do: group, else: {group, nil}
-      {@groups[name] || unknown!(name), arg}
+      case group do
+        {name, arg} when is_atom(name) -> {@groups[name] || unknown!(name), arg}
+        name when is_atom(name) -> {@groups[name] || unknown!(name), nil}
+        other -> unknown!(other)
+      end
     end
   end
 

@@ -76,6 +76,7 @@ defmodule Mix.Tasks.Beamr.Run do
     error in ArgumentError -> stop(2, Exception.message(error))
   end
 
+  @spec fail(Exception.t()) :: no_return()
   defp fail(%Beamr.Exit{code: code}), do: exit({:shutdown, Bitwise.band(code, 0xFF)})
   defp fail(error), do: stop(code(error), Exception.message(error))
 

@@ -20,6 +20,7 @@ use wasmtime::Module;
 
 use crate::atoms;
 use crate::engine::{self, Options};
+use crate::list::List;
 use crate::memory;
 use crate::module::{self, CompileFault, Compiled, CustomSections, ModuleResource};
 
@@ -181,8 +182,8 @@ fn artifact_write<'a>(env: Env<'a>, module: &'a ModuleResource) -> NifResult<Ter
 
 /// `{:ok, {module, metered}}`; `options` are those that it must have, or nil.
 #[rustler::nif(schedule = "DirtyIo")]
-fn artifact_read<'a>(env: Env<'a>, artifact: Binary<'a>, options: Option<Vec<Atom>>) -> Term<'a> {
-    let expected = options.map(|names| Options::of(&names));
+fn artifact_read<'a>(env: Env<'a>, artifact: Binary<'a>, options: Option<List<Atom>>) -> Term<'a> {
+    let expected = options.map(|names| Options::of(&names.0));
     let bytes = artifact.as_slice();
     match module::on_compiler_thread(|| read(bytes, expected)) {
         Ok(compiled) => {

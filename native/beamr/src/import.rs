@@ -16,6 +16,7 @@ use wasmtime::{
 use crate::error::Stop;
 use crate::exchange::{Asked, Errand, Exchange};
 use crate::export::{self, Reach};
+use crate::list::List;
 use crate::module::{Compiled, ModuleResource};
 use crate::store::{self, Host};
 use crate::value::{self, Mismatch, Value};
@@ -143,7 +144,7 @@ pub fn given(module: &Compiled, list: Term) -> NifResult<Vec<Given>> {
     if list.is_empty_list() {
         return Ok(Vec::new());
     }
-    let terms = list.decode::<Vec<Term>>()?.into_iter();
+    let terms = list.decode::<List<Term>>()?.0.into_iter();
     terms.zip(&module.items).map(|(term, item)| given_for(&item.ty, term)).collect()
 }
 

@@ -18,6 +18,7 @@ mod export;
 mod held;
 mod import;
 mod instance;
+mod list;
 mod memory;
 mod module;
 mod rest;

@@ -303,6 +303,8 @@ fn write<'a>(
 /// Iodata, taken apart without being copied.
 pub struct Parts<'a> {
     parts: Vec<Part<'a>>,
+    /// The list cells that were gone through, empty lists in them included.
+    cells: usize,
     pub length: usize,
 }
 
@@ -313,9 +315,9 @@ enum Part<'a> {
 
 impl<'a> Parts<'a> {
     pub fn of(data: Term<'a>, limit: usize) -> Result<Self, Refusal> {
-        let mut this = Parts { parts: Vec::new(), length: 0 };
+        let mut this = Parts { parts: Vec::new(), cells: 0, length: 0 };
         if data.is_binary() {
-            this.push(data, limit)?;
+            this.push(data)?;
             return Ok(this);
         }
         // The lists that are still to be gone through, innermost last.
@@ -328,26 +330,28 @@ impl<'a> Parts<'a> {
                 rest.push(tail);
                 match head.is_list() {
                     true => rest.push(head),
-                    false => this.push(head, limit)?,
+                    false => this.push(head)?,
                 }
             } else if list.is_binary() {
                 // The tail of an improper list.
-                this.push(list, limit)?;
+                this.push(list)?;
             } else {
                 return Err(Refusal::BadArgument);
             }
-            if rest.len() > limit {
+            this.cells += 1;
+            if this.cells > limit {
                 return Err(Refusal::TooLong);
             }
         }
         Ok(this)
     }
 
-    pub fn count(&self) -> usize {
-        self.parts.len()
+    /// How much there was to go through.
+    pub fn cells(&self) -> usize {
+        self.cells
     }
 
-    fn push(&mut self, term: Term<'a>, limit: usize) -> Result<(), Refusal> {
+    fn push(&mut self, term: Term<'a>) -> Result<(), Refusal> {
         let part = match term.decode::<i64>() {
             Ok(n) => Part::Byte(u8::try_from(n).map_err(|_| Refusal::BadArgument)?),
             Err(_) => Part::Bytes(Binary::from_term(term).map_err(|_| Refusal::BadArgument)?),
@@ -357,7 +361,7 @@ impl<'a> Parts<'a> {
             Part::Bytes(bytes) => bytes.len(),
         };
         self.parts.push(part);
-        if self.parts.len() > limit { Err(Refusal::TooLong) } else { Ok(()) }
+        Ok(())
     }
 
     pub fn copy_to(&self, target: &mut [u8]) {

@@ -18,6 +18,7 @@ use wasmtime::{
 
 use crate::count::{self, Live};
 use crate::engine::{self, Options};
+use crate::list::List;
 use crate::store::Host;
 use crate::value::{self, Signature};
 use crate::wasi::{self, Function};
@@ -280,10 +281,10 @@ fn host_functions(module: &Module) -> wasmtime::Result<Linker<Host>> {
 fn module_compile<'a>(
     env: Env<'a>,
     source: Binary<'a>,
-    options: Vec<Atom>,
+    options: List<Atom>,
     cache: Option<Binary<'a>>,
 ) -> Term<'a> {
-    let options = Options::of(&options);
+    let options = Options::of(&options.0);
     let bytes = source.as_slice();
     let cache = cache.as_ref().map(|path| Path::new(OsStr::from_bytes(path.as_slice())));
     let compiled = on_compiler_thread(|| match cache {

@@ -296,15 +296,16 @@ fn given<'a>(
     each(writes, wait, |place, write| {
         if let Ok((offset, data)) = write.decode::<(Term, Term)>() {
             let parts = Parts::of(data, left)?;
-            left = left.saturating_sub(parts.count());
+            left = left.saturating_sub(parts.cells());
             all.push((natural(offset)?, Given::Bytes(parts)));
             return Ok(());
         }
         let write = write.decode::<(Term, Term, Term)>();
         let (offset, ty, value) = write.map_err(|_| Refusal::BadArgument)?;
         let number = number(ty)?;
+        let offset = natural(offset)?;
         let bytes = number.bytes(value, wrap).map_err(Refusal::from).map_err(at(place))?;
-        all.push((natural(offset)?, Given::Number(bytes, number.size())));
+        all.push((offset, Given::Number(bytes, number.size())));
         Ok(())
     })?;
     Ok(all)

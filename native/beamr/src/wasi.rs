@@ -32,6 +32,7 @@ use crate::count::{self, Live};
 use crate::error::{self, Exit, Stop};
 use crate::export::Reach;
 use crate::instance::InstanceResource;
+use crate::list::List;
 use crate::memory::View;
 use crate::stdio::{MAX_COPY, STDERR, STDIN, STDOUT, STREAMS, Sink, Stdio, Stream};
 use crate::store::{self, Host};
@@ -511,7 +512,7 @@ pub struct WasiResource(Mutex<Option<(Wasi, Alarm)>>);
 impl Resource for WasiResource {}
 
 /// The WASI of an instance: nil, or `{resource, indices of the imports that are WASI's}`.
-pub struct Grant(Option<(ResourceArc<WasiResource>, Vec<usize>)>);
+pub struct Grant(Option<(ResourceArc<WasiResource>, List<usize>)>);
 
 impl<'a> Decoder<'a> for Grant {
     fn decode(term: Term<'a>) -> NifResult<Self> {
@@ -524,7 +525,7 @@ impl Grant {
     pub fn take(&self, imports: usize) -> Option<(Box<Wasi>, Attached)> {
         let (resource, indices) = self.0.as_ref()?;
         let (mut wasi, alarm) = resource.0.lock().take()?;
-        wasi.provided = (0..imports).map(|index| indices.contains(&index)).collect();
+        wasi.provided = (0..imports).map(|index| indices.0.contains(&index)).collect();
         let attached = Attached { stdio: wasi.stdio.clone(), alarm };
         Some((Box::new(wasi), attached))
     }
@@ -532,10 +533,10 @@ impl Grant {
 
 /// `{args, env, dirs, stdin, stdout, stderr, clock, random, tty}`, all checked by Elixir.
 struct Options<'a> {
-    args: Vec<&'a str>,
-    env: Vec<(&'a str, &'a str)>,
+    args: List<&'a str>,
+    env: List<(&'a str, &'a str)>,
     /// Host path, guest path, whether it may be written to.
-    dirs: Vec<(&'a str, &'a str, bool)>,
+    dirs: List<(&'a str, &'a str, bool)>,
     /// All of it, or nil where it is to be asked for.
     stdin: Option<Binary<'a>>,
     stdout: Sink,
@@ -570,7 +571,7 @@ impl<'a> Decoder<'a> for Options<'a> {
 /// directories have to be opened, which may take a disk's time.
 #[rustler::nif]
 fn wasi_new<'a>(env: Env<'a>, options: Options<'a>) -> Term<'a> {
-    match options.dirs.is_empty() {
+    match options.dirs.0.is_empty() {
         true => grant(env, options),
         false => atoms::dirty().encode(env),
     }
@@ -593,12 +594,12 @@ fn grant<'a>(env: Env<'a>, options: Options<'a>) -> Term<'a> {
     let stdio = Arc::new(Stdio::new(input, options.stdout, options.stderr, options.tty));
     let mut builder = WasiCtxBuilder::new();
     builder
-        .args(&options.args)
-        .envs(&options.env)
+        .args(&options.args.0)
+        .envs(&options.env.0)
         .stdin(Stream::new(&stdio, STDIN))
         .stdout(Stream::new(&stdio, STDOUT))
         .stderr(Stream::new(&stdio, STDERR));
-    for (host, guest, writable) in options.dirs {
+    for (host, guest, writable) in options.dirs.0 {
         let perms = if writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
         if let Err(error) = builder.preopened_dir(host, guest, perms) {
             return fail(Some(host), posix(env, &error));

@@ -162,6 +162,10 @@ defmodule Beamr.Host.CleanTest do
       assert_raise ArgumentError, ~r/no group :disk/, fn ->
         Clean.run("(module)", grant: [:disk])
       end
+
+      for group <- [{:math}, {:files, [], []}, "math"] do
+        assert_raise ArgumentError, ~r/no group/, fn -> Clean.hosts([group]) end
+      end
     end
 
     test "answers traps, and ends in time" do
