@@ -56,6 +56,35 @@ defmodule Beamr.NativeTest do
     Beamr.close(wasm)
   end
 
+  # A list that does not end must not get to rustler's iterator, which panics.
+  test "refuses improper lists" do
+    module = Beamr.compile!("(module)")
+    options = {100, 10, nil, nil, nil, nil}
+    wasi = {[], [], [], "", nil, nil, nil, nil, false}
+    {:ok, granted} = Native.wasi_new(wasi)
+
+    for {name, args} <- [
+          module_compile: ["(module)", [:fuel | :fuel], nil],
+          artifact_read: ["", [:fuel | :fuel]],
+          instance_start: [module.ref, options, [1 | 2]],
+          instance_start_dirty: [module.ref, options, [1 | 2]],
+          instance_start: [module.ref, put_elem(options, 5, {granted, [0 | 1]}), []],
+          wasi_new: [put_elem(wasi, 0, ["a" | "b"])],
+          wasi_new: [put_elem(wasi, 1, [{"a", "b"} | "c"])],
+          wasi_new: [put_elem(wasi, 2, [{"a", "b", true} | "c"])]
+        ] do
+      assert_raise ArgumentError, fn -> apply(Native, name, args) end
+    end
+  end
+
+  test "does not go through long lists on a normal scheduler, empty ones neither" do
+    wasm = Beamr.instantiate!(~S|(module (memory (export "memory") 1))|)
+    empty = List.duplicate([], 1_000_000)
+    assert Native.memory_write(wasm.ref, nil, 0, empty, false) == :dirty
+    assert Native.typed_write_many(wasm.ref, nil, [{0, empty}], false) == :dirty
+    assert Beamr.IO.write(wasm, 0, empty) == :ok
+  end
+
   test "answers whatever an instance is asked with" do
     terms = [:junk, nil, -1, 0, 1.5, 2 ** 70, [1 | 2], "memory", <<1::3>>, make_ref(), self()]
 
