@@ -42,8 +42,8 @@ use crate::{atoms, wasi};
 /// How long a normal scheduler may wait for the lock.
 const BRIEF: Duration = Duration::from_micros(20);
 
-/// A call that has less time left than this, after waits for a scheduler as long as its last one,
-/// does not wait for a dirty one.
+/// Where dirty schedulers keep guests waiting for longer than this, a call whose time is up after
+/// two more such waits goes on on a normal one. (Where they do not, to change threads is slower.)
 const SOON: Duration = Duration::from_millis(1);
 
 /// Each level of nesting adds half a microsecond or so to every poll: at this depth a poll takes
@@ -340,7 +340,8 @@ impl InstanceResource {
     /// Where a guest whose slice has ended should have its next one.
     fn next_slice(&self, state: &mut State) -> Atom {
         let Holder::Running(flight) = &mut state.holder else { return atoms::yield_() };
-        if self.exchange.time_left().is_some_and(|left| left < flight.last_wait * 2 + SOON) {
+        let waits = flight.last_wait * 2 + SOON;
+        if flight.last_wait > SOON && self.exchange.time_left().is_some_and(|left| left < waits) {
             return atoms::hurry();
         }
         flight.queued = Some(Queued { since: Instant::now(), _wait: engine::Wait::begin() });
