@@ -13,7 +13,7 @@ defmodule SQLite do
   It has the memory that `max_memory:` allows and the files below the directory of `dir:`, and
   reaches nothing else. A statement that takes too long is ended, and so is the database then: its
   supervisor starts it afresh. What was committed to a file is still there, what was in memory is
-  not.
+  not. Files are not locked: one process may have a file open at a time.
 
   `test/guests/fetch` builds `sqlite.wasm`.
   """
