@@ -3,7 +3,7 @@ defmodule Beamr.Host.Clean.FilesTest do
 
   setup do
     base = Path.join(System.tmp_dir!(), "beamr-files-#{System.unique_integer([:positive])}")
-    root = Path.join(base, "root")
+    root = Path.join(base, "granted")
     File.mkdir_p!(Path.join(root, "sub"))
     File.write!(Path.join(base, "secret"), "secret")
     File.write!(Path.join(root, "a.txt"), "hällo")
@@ -87,7 +87,7 @@ defmodule Beamr.Host.Clean.FilesTest do
     File.ln_s!("../secret", Path.join(root, "link"))
     File.ln_s!(Path.join(base, "secret"), Path.join(root, "absolute"))
     File.ln_s!("/", Path.join(root, "sub/everything"))
-    File.ln_s!("../../root/../secret", Path.join(root, "sub/around"))
+    File.ln_s!("../../granted/../secret", Path.join(root, "sub/around"))
     File.ln_s!("loop", Path.join(root, "loop"))
     File.ln_s!("../new", Path.join(root, "dangling"))
 
@@ -128,7 +128,7 @@ defmodule Beamr.Host.Clean.FilesTest do
   end
 
   test "the root itself may be behind a link", %{base: base} do
-    File.ln_s!("root", Path.join(base, "alias"))
+    File.ln_s!("granted", Path.join(base, "alias"))
     assert files(Path.join(base, "alias"), "file_read", ["a.txt"], :string) == "hällo"
   end
 
