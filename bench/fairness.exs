@@ -5,7 +5,7 @@
 Code.require_file("measure.exs", __DIR__)
 
 defmodule Bench.Fairness do
-  import Bench.Measure, only: [fact: 1, title: 1, unless_quick: 2]
+  import Bench.Measure, only: [fact: 1, times: 1, title: 1, unless_quick: 2]
 
   @guest """
   (module
@@ -38,34 +38,41 @@ defmodule Bench.Fairness do
   # Ping is spawn-and-reply; "keeps" is the share of its idle-machine throughput that a busy
   # Elixir process of that priority has left.
   defp neighbours(module, schedulers) do
-    alone = %{normal: throughput(:normal), high: throughput(:high)}
-    report("none", ping(), alone, alone)
+    alone = throughputs()
+    report("none", %{latencies: ping(), throughput: alone}, alone)
 
-    for factor <- [1, 4], {label, loop} <- loopers(module) do
-      pids = for _ <- 1..(factor * schedulers), do: spawn(loop.())
-      # The loops are at work once each has used up its first slices.
-      Process.sleep(50)
-      report("#{factor * schedulers} #{label}", ping(), throughputs(), alone)
-      Enum.each(pids, &Process.exit(&1, :kill))
+    for factor <- [1, 4] do
+      count = factor * schedulers
+      processes = beside(count, fn -> fn -> spin() end end)
+      report("#{count} Elixir processes", processes, alone)
+
+      for scheduler <- [:auto, :normal, :dirty] do
+        guests = beside(count, fn -> looper(module, scheduler) end)
+        report("#{count} guests, #{inspect(scheduler)}", guests, alone)
+        high = ratio(guests.throughput.high, processes.throughput.high)
+        fact("  (of high priority #{high} of what it keeps beside the Elixir processes)")
+      end
     end
   end
 
-  defp loopers(module) do
-    guests =
-      for scheduler <- [:auto, :normal, :dirty] do
-        {"guests, #{inspect(scheduler)}",
-         fn ->
-           wasm = Beamr.instantiate!(module)
-           fn -> Beamr.call(wasm, "loop", [], timeout: :infinity, scheduler: scheduler) end
-         end}
-      end
+  # What is measured while so many loops run.
+  defp beside(count, loop) do
+    pids = for _ <- 1..count, do: spawn(loop.())
+    # They are at work once each has used up its first slices.
+    Process.sleep(50)
+    measured = %{latencies: ping(), throughput: throughputs()}
+    Enum.each(pids, &Process.exit(&1, :kill))
+    measured
+  end
 
-    [{"Elixir processes", fn -> fn -> spin() end end} | guests]
+  defp looper(module, scheduler) do
+    wasm = Beamr.instantiate!(module)
+    fn -> Beamr.call(wasm, "loop", [], timeout: :infinity, scheduler: scheduler) end
   end
 
   defp spin, do: spin()
 
-  defp report(label, latencies, throughput, alone) do
+  defp report(label, %{latencies: latencies, throughput: throughput}, alone) do
     [p50, p99] = for percent <- [50, 99], do: percentile(latencies, percent)
 
     fact([
@@ -114,24 +121,22 @@ defmodule Bench.Fairness do
   # their first slice; a trivial call's time is taken off the latter.
   defp slicing(module) do
     wasm = Beamr.instantiate!(module)
-    pieces = unless_quick(20_000, 200)
+    pieces = unless_quick(200, 20)
     piece = 60_000
-    Beamr.call!(wasm, "spin", [piece])
+    schedulers = [:auto, :normal, :dirty]
 
-    for scheduler <- [:auto, :normal, :dirty] do
-      costs =
-        for _ <- 1..5 do
-          sliced =
-            time(fn ->
-              Beamr.call!(wasm, "spin", [pieces * piece], timeout: :infinity, scheduler: scheduler)
-            end)
+    sliced =
+      for scheduler <- schedulers do
+        options = [timeout: :infinity, scheduler: scheduler]
+        {scheduler, fn -> Beamr.call!(wasm, "spin", [pieces * piece], options) end}
+      end
 
-          whole = time(fn -> for _ <- 1..pieces, do: Beamr.call!(wasm, "spin", [piece]) end)
-          trivial = time(fn -> for _ <- 1..pieces, do: Beamr.call!(wasm, "spin", [1]) end)
-          sliced / (whole - trivial) - 1
-        end
+    whole = fn -> for _ <- 1..pieces, do: Beamr.call!(wasm, "spin", [piece]) end
+    trivial = fn -> for _ <- 1..pieces, do: Beamr.call!(wasm, "spin", [1]) end
+    times = times([{:whole, whole}, {:trivial, trivial} | sliced])
 
-      cost = costs |> Enum.sort() |> Enum.at(2)
+    for scheduler <- schedulers do
+      cost = times[scheduler] / (times.whole - times.trivial) - 1
 
       fact(
         "slicing costs, #{inspect(scheduler)}: #{Float.round(cost * 100, 1)} % of the throughput"
@@ -147,18 +152,37 @@ defmodule Bench.Fairness do
       end
 
     wasm = Beamr.instantiate!(module)
+    runs = unless_quick(500, 5)
 
-    over =
-      for _ <- 1..unless_quick(200, 5) do
-        time(fn -> Beamr.call(wasm, "loop", [], timeout: 10) end) - 10_000
-      end
+    for timeout <- [1, 10] do
+      over =
+        for _ <- 1..runs do
+          time(fn -> Beamr.call(wasm, "loop", [], timeout: timeout) end) - timeout * 1_000
+        end
 
+      late("a timeout of #{timeout} ms beside #{loops} loops", over)
+    end
+
+    late("an interrupt beside #{loops} loops", for(_ <- 1..runs, do: interrupt(wasm)))
     Enum.each(pids, &Process.exit(&1, :kill))
+  end
 
-    fact(
-      "a timeout of 10 ms beside #{loops} loops is late by: " <>
-        "p50 #{percentile(over, 50)} µs, p99 #{percentile(over, 99)} µs"
-    )
+  # From the interrupt to the return of the call.
+  defp interrupt(wasm) do
+    caller =
+      Task.async(fn ->
+        Beamr.call(wasm, "loop", [], timeout: :infinity)
+        now()
+      end)
+
+    Process.sleep(5 + :rand.uniform(5))
+    start = now()
+    Beamr.interrupt(wasm)
+    Task.await(caller) - start
+  end
+
+  defp late(what, over) do
+    fact("#{what} is late by: p50 #{percentile(over, 50)} µs, p99 #{percentile(over, 99)} µs")
   end
 
   defp percentile(values, percent) do

@@ -378,12 +378,6 @@ defmodule Beamr.Instance do
     ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client, deadline)
   end
 
-  # The time is almost up: to wait for a dirty scheduler would be to hear of it too late.
-  defp drive(:hurry, %{ref: ref} = instance, scheduler, client, deadline) do
-    later = if scheduler == :auto, do: :normal, else: scheduler
-    ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client, deadline)
-  end
-
   # The guest waits for a clock or a file: it is woken by a message.
   defp drive({:wait, wait}, %{ref: ref} = instance, scheduler, client, deadline) do
     await_wake(ref, wait, client, deadline)

@@ -16,7 +16,6 @@ defmodule Beamr.Native do
           {:ok, [term()]}
           | {:error, reason()}
           | :yield
-          | :hurry
           | {:import, import_index(), [term()]}
           | {:wait, reference()}
           | {:queue, reference()}

@@ -496,7 +496,6 @@ defmodule Hostile.Calls do
   end
 
   defp step?(:yield), do: true
-  defp step?(:hurry), do: true
   defp step?(:dirty), do: true
   defp step?({:import, _, _}), do: true
   defp step?(_step), do: false

@@ -7,7 +7,6 @@ rustler::atoms! {
     nil,
     true_ = "true",
     yield_ = "yield",
-    hurry,
     import,
     dirty,
     queue,

@@ -12,6 +12,7 @@ use crate::error::{Exit, Fault, Stop};
 use crate::export::Reach;
 use crate::instance::{InstanceResource, Wait, locked, timeout};
 use crate::module::Compiled;
+use crate::slice::Slice;
 use crate::store::{self, Host};
 use crate::value::{self, FuncHandle, FuncResource, Signature, Value};
 use crate::wasi;
@@ -327,8 +328,8 @@ fn resume<'a>(
         Answer::Continue
     };
     let slice = match wait {
-        Wait::Briefly => store::NORMAL_SLICE,
-        Wait::AsLongAsNeeded => store::DIRTY_SLICE,
+        Wait::Briefly => Slice::Normal,
+        Wait::AsLongAsNeeded => Slice::Dirty,
     };
     Ok(locked(env, instance, wait, |state| {
         instance.exchange.set_slice(slice);

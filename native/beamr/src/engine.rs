@@ -106,47 +106,23 @@ pub fn start_ticker() -> std::io::Result<()> {
 }
 
 /// Held while guest code may run.
-pub struct Slice(());
+pub struct Running(());
 
-impl Slice {
+impl Running {
     pub fn enter() -> Self {
         REST.begin(|| {
             if let Some(ticker) = TICKER.get() {
                 ticker.unpark();
             }
         });
-        Slice(())
+        Running(())
     }
 }
 
-impl Drop for Slice {
+impl Drop for Running {
     fn drop(&mut self) {
         REST.end();
     }
-}
-
-/// Guests whose slice has ended and that wait for their next one.
-static WAITING: AtomicUsize = AtomicUsize::new(0);
-
-/// Held while a guest waits for its next slice.
-pub struct Wait(());
-
-impl Wait {
-    pub fn begin() -> Self {
-        WAITING.fetch_add(1, Relaxed);
-        Wait(())
-    }
-}
-
-impl Drop for Wait {
-    fn drop(&mut self) {
-        WAITING.fetch_sub(1, Relaxed);
-    }
-}
-
-/// Whether a guest waits for a scheduler, which may be one that another guest holds.
-pub fn is_contended() -> bool {
-    WAITING.load(Relaxed) > 0
 }
 
 static TICKS: AtomicU64 = AtomicU64::new(0);

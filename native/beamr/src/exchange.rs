@@ -6,18 +6,17 @@
 
 use std::future::{Future, poll_fn};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant as Clock};
 
 use parking_lot::Mutex;
 
 use crate::call::{Args, Outcome, Target};
-use crate::engine;
 use crate::error::{Fault, Stop};
 use crate::export::{Operation, Product};
 use crate::memory::View;
-use crate::store;
+use crate::slice::Slice;
 use crate::value::Value;
 
 /// What the guest's side asks of the process that drives the call.
@@ -61,7 +60,8 @@ pub fn deadline(timeout: Option<Duration>) -> u64 {
 pub struct Exchange {
     stop: AtomicU8,
     deadline: AtomicU64,
-    slice: AtomicU32,
+    /// The [`Slice`] that is running.
+    slice: AtomicU8,
     /// How many wait for the instance's lock, and so for the slice that is running to end.
     waiting: AtomicUsize,
     depth: AtomicUsize,
@@ -106,7 +106,7 @@ impl Exchange {
         Exchange {
             stop: AtomicU8::new(RUNNING),
             deadline: AtomicU64::new(NO_DEADLINE),
-            slice: AtomicU32::new(1),
+            slice: AtomicU8::new(Slice::First as u8),
             waiting: AtomicUsize::new(0),
             depth: AtomicUsize::new(0),
             slots: Mutex::default(),
@@ -195,17 +195,15 @@ impl Exchange {
         matches!(self.requested(), Some(Stop::Closed | Stop::CallerDied))
     }
 
-    pub fn set_slice(&self, ticks: u32) {
-        self.slice.store(ticks, Relaxed);
+    pub fn set_slice(&self, slice: Slice) {
+        self.slice.store(slice as u8, Relaxed);
     }
 
-    /// How long the slice that is running may be, in ticks.
-    pub fn slice(&self) -> u32 {
-        match self.slice.load(Relaxed) {
-            _ if self.waiting.load(Relaxed) > 0 => 0,
-            store::DIRTY_SLICE if !engine::is_contended() => store::UNCONTENDED_SLICE,
-            slice => slice,
-        }
+    /// Whether the slice that is running may last longer than the ticks it has had.
+    pub fn may_go_on(&self, ticks: u32) -> bool {
+        let slice = Slice::of(self.slice.load(Relaxed));
+        self.waiting.load(Relaxed) == 0
+            && (ticks < slice.ticks() || self.time_left().is_some_and(|left| slice.outlasts(left)))
     }
 
     /// Runs `f`, which waits for the slice that is running to end.

@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustler::{
@@ -27,7 +27,7 @@ use wasmtime::{Store, ThrownException, Trap};
 use crate::call::{self, Answer, Outcome, Request, Results};
 use crate::count::{self, Live};
 use crate::deaths::Deaths;
-use crate::engine::{self, Slice};
+use crate::engine::{self, Running};
 use crate::error::{self, Fault, Stop};
 use crate::exchange::{self, Asked, Errand, Exchange};
 use crate::export::{self, Operation, Reach};
@@ -35,16 +35,13 @@ use crate::held::Held;
 use crate::import::{self, Given};
 use crate::memory::{self, View};
 use crate::module::{Compiled, ModuleResource};
+use crate::slice::Queued;
 use crate::store::{self, Host, Limits};
 use crate::value::{self, HeldTerm};
 use crate::{atoms, wasi};
 
 /// How long a normal scheduler may wait for the lock.
 const BRIEF: Duration = Duration::from_micros(20);
-
-/// Where dirty schedulers keep guests waiting for longer than this, a call whose time is up after
-/// two more such waits goes on on a normal one. (Where they do not, to change threads is slower.)
-const SOON: Duration = Duration::from_millis(1);
 
 /// Each level of nesting adds half a microsecond or so to every poll: at this depth a poll takes
 /// as long as a first slice.
@@ -103,22 +100,6 @@ struct Flight {
     monitor: Option<Monitor>,
     /// Held from the end of a slice to the start of the next.
     queued: Option<Queued>,
-    /// How long it was queued the last time.
-    last_wait: Duration,
-}
-
-struct Queued {
-    since: Instant,
-    _wait: engine::Wait,
-}
-
-impl Flight {
-    /// The next slice begins.
-    fn leave_queue(&mut self) {
-        if let Some(queued) = self.queued.take() {
-            self.last_wait = queued.since.elapsed();
-        }
-    }
 }
 
 struct Waiter {
@@ -245,6 +226,18 @@ impl InstanceResource {
         }
     }
 
+    /// Has the call in flight look soon whether it is to end.
+    fn hurry(&self, env: Env) {
+        // Where another has the lock, the guest runs, or is about to.
+        if let Some(mut state) = self.state.try_lock() {
+            if let Holder::Running(Flight { queued: Some(queued), .. }) = &mut state.holder {
+                queued.hurry();
+            }
+            self.unlock(env, state);
+        }
+        engine::bump();
+    }
+
     /// Wakes the call in flight, if it waits, to let it see that it is to end.
     fn ring(&self, env: Env) {
         if let Some(wasi) = &self.wasi {
@@ -308,8 +301,10 @@ impl InstanceResource {
     fn poll(&self, state: &mut State) -> Polled {
         let Holder::Running(flight) = &mut state.holder else { return Polled::Suspended };
         let polled = {
-            let _slice = Slice::enter();
-            flight.leave_queue();
+            let _running = Running::enter();
+            if let Some(queued) = flight.queued.take() {
+                queued.end();
+            }
             let future = flight.future.as_mut();
             catch_unwind(AssertUnwindSafe(|| match &self.wasi {
                 None => future.poll(&mut Context::from_waker(Waker::noop())),
@@ -337,17 +332,6 @@ impl InstanceResource {
         Polled::Panicked
     }
 
-    /// Where a guest whose slice has ended should have its next one.
-    fn next_slice(&self, state: &mut State) -> Atom {
-        let Holder::Running(flight) = &mut state.holder else { return atoms::yield_() };
-        let waits = flight.last_wait * 2 + SOON;
-        if flight.last_wait > SOON && self.exchange.time_left().is_some_and(|left| left < waits) {
-            return atoms::hurry();
-        }
-        flight.queued = Some(Queued { since: Instant::now(), _wait: engine::Wait::begin() });
-        atoms::yield_()
-    }
-
     /// Runs one slice and answers the step that comes out of it.
     fn step<'a>(&self, env: Env<'a>, this: Term<'a>, state: &mut State) -> Term<'a> {
         let monitor = match &state.holder {
@@ -368,7 +352,12 @@ impl InstanceResource {
                     self.watch(env, this, state);
                     match self.wasi.as_ref().and_then(|wasi| wasi.alarm.arm(env)) {
                         Some(alarm) => (atoms::wait(), alarm).encode(env),
-                        None => self.next_slice(state).encode(env),
+                        None => {
+                            if let Holder::Running(flight) = &mut state.holder {
+                                flight.queued = Some(Queued::begin());
+                            }
+                            atoms::yield_().encode(env)
+                        }
                     }
                 }
             },
@@ -543,8 +532,7 @@ impl InstanceResource {
         monitor: Option<Monitor>,
     ) {
         self.in_flight.store(true, Ordering::SeqCst);
-        let last_wait = Duration::ZERO;
-        state.holder = Holder::Running(Flight { future, caller, monitor, queued: None, last_wait });
+        state.holder = Holder::Running(Flight { future, caller, monitor, queued: None });
     }
 
     fn queue_up<'a>(
@@ -680,7 +668,7 @@ pub fn locked<'a>(
     if wait == Wait::Briefly {
         let ticks = engine::ticks().wrapping_sub(start);
         // A guest that has used up its slice gives way to other processes at once.
-        let percent = match atoms::yield_() == answer || atoms::hurry() == answer {
+        let percent = match atoms::yield_() == answer {
             true => 100,
             false => (ticks * TIMESLICE_PERCENT_PER_TICK).min(100),
         };
@@ -757,8 +745,10 @@ fn make<'a>(
         attached
     });
     let mut store = store::new(host, compiled.module.engine());
-    // Refused where the module is not metered, which Elixir has made sure of if fuel is given.
-    let _ = store.set_fuel(options.fuel.unwrap_or(u64::MAX));
+    if compiled.options.fuel {
+        // Refused where the module is not metered only, and that is costly.
+        let _ = store.set_fuel(options.fuel.unwrap_or(u64::MAX));
+    }
     exchange.begin(exchange::deadline(options.timeout), false);
     let state = State {
         holder: Holder::Closed,
@@ -823,7 +813,7 @@ fn instance_close_dirty<'a>(env: Env<'a>, instance: &'a InstanceResource) -> Ter
 fn instance_interrupt(env: Env, instance: &InstanceResource) -> Atom {
     if instance.in_flight.load(Ordering::SeqCst) {
         instance.exchange.request_stop(Stop::Interrupted);
-        engine::bump();
+        instance.hurry(env);
         instance.ring(env);
     }
     atoms::ok()

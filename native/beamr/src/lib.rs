@@ -22,6 +22,7 @@ mod list;
 mod memory;
 mod module;
 mod rest;
+mod slice;
 mod stack;
 mod stdio;
 mod store;

@@ -13,17 +13,8 @@ use crate::error::{Limit, LimitKind};
 use crate::exchange::Exchange;
 use crate::memory::View;
 use crate::module::Compiled;
+use crate::slice::Slice;
 use crate::wasi::Wasi;
-
-/// Slices, in ticks. A guest is asked at every tick whether it may go on, so that whoever waits
-/// for it waits for a tick, however long the slice. The first slice of a call holds a normal
-/// scheduler; it is a tick or two long, because a call can begin anywhere within a tick. Later
-/// slices are longer where they hold a dirty scheduler, since changing hands there costs
-/// microseconds, and longer still where no other guest waits for one.
-const FIRST_SLICE: u32 = 2;
-pub const NORMAL_SLICE: u32 = 1;
-pub const DIRTY_SLICE: u32 = 2;
-pub const UNCONTENDED_SLICE: u32 = 5;
 
 pub struct Host {
     /// The instance's identity on this node.
@@ -188,7 +179,7 @@ fn tick(mut store: StoreContextMut<'_, Host>) -> wasmtime::Result<UpdateDeadline
         return Ok(UpdateDeadline::Continue(1));
     }
     host.ticks += 1;
-    if host.ticks < host.exchange.slice() {
+    if host.exchange.may_go_on(host.ticks) {
         return Ok(UpdateDeadline::Continue(1));
     }
     host.yielded = true;
@@ -202,7 +193,7 @@ pub fn new_slice(mut store: impl AsContextMut<Data = Host>) {
     let host = store.data_mut();
     host.yielded = false;
     host.ticks = 0;
-    host.exchange.set_slice(FIRST_SLICE);
+    host.exchange.set_slice(Slice::First);
     store.set_epoch_deadline(1);
 }
 
