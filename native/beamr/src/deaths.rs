@@ -35,7 +35,9 @@ impl<T> Deaths<T> {
         mut bury: impl FnMut(&mut S, T),
     ) {
         loop {
-            if self.told.swap(false, SeqCst) {
+            // Looked at first because it is nearly always false, and a swap costs more. What is told
+            // after the look is seen after the lock is free.
+            if self.told.load(SeqCst) && self.told.swap(false, SeqCst) {
                 let who = std::mem::take(&mut *self.who.lock());
                 for who in who {
                     bury(&mut state, who);

@@ -31,7 +31,7 @@ const DIRTY: u32 = 5;
 const UNCONTENDED: u32 = 25;
 
 /// A slice is at most so much longer for the sake of a deadline.
-const NORMAL_GRACE: Duration = Duration::from_millis(1);
+const NORMAL_GRACE: Duration = Duration::from_micros(600);
 const DIRTY_GRACE: Duration = Duration::from_millis(10);
 
 impl Slice {
