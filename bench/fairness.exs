@@ -164,6 +164,7 @@ defmodule Bench.Fairness do
     end
 
     late("an interrupt beside #{loops} loops", for(_ <- 1..runs, do: interrupt(wasm)))
+    late("  (Erlang's own timer of 10 ms there)", for(_ <- 1..runs, do: timer(10)))
     Enum.each(pids, &Process.exit(&1, :kill))
   end
 
@@ -179,6 +180,16 @@ defmodule Bench.Fairness do
     start = now()
     Beamr.interrupt(wasm)
     Task.await(caller) - start
+  end
+
+  # What an Elixir process waits too long where nothing keeps it but the machine.
+  defp timer(timeout) do
+    time(fn ->
+      receive do
+      after
+        timeout -> :ok
+      end
+    end) - timeout * 1_000
   end
 
   defp late(what, over) do
