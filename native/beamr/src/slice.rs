@@ -54,13 +54,15 @@ impl Slice {
     }
 
     /// Whether a call that has so much time left goes on until it is over: it would get its next
-    /// slice too late to hear of it.
+    /// slice too late to hear of it, or not be worth one.
     pub fn outlasts(self, left: Duration) -> bool {
-        let grace = match self {
-            Slice::First | Slice::Normal => NORMAL_GRACE,
-            Slice::Dirty => DIRTY_GRACE,
-        };
-        left < grace && left < TICK + 2 * Duration::from_nanos(USUAL_WAIT.load(Relaxed))
+        match self {
+            Slice::First | Slice::Normal => left < NORMAL_GRACE,
+            Slice::Dirty => {
+                let usual_wait = Duration::from_nanos(USUAL_WAIT.load(Relaxed));
+                left < DIRTY_GRACE && left < TICK + 2 * usual_wait
+            }
+        }
     }
 }
 
