@@ -95,7 +95,7 @@ defmodule Beamr.Instance do
   A slice on a normal scheduler lasts 0.2 to 0.4 milliseconds, and up to 1 where the call's
   timeout is that near. One on a dirty scheduler lasts 1 millisecond while other guests wait for
   a scheduler and 5 while none does; where the timeout would be over before the next slice, it
-  lasts until then, 10 at most. Who reads or writes the guest's memory, interrupts the call or
+  lasts until then, up to 10 more. Who reads or writes the guest's memory, interrupts the call or
   closes the instance meanwhile waits for a fifth of a millisecond.
   """
   @type scheduler :: :auto | :normal | :dirty
