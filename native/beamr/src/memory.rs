@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use rustler::sys::{enif_alloc_binary, enif_release_binary};
 use rustler::{Binary, Encoder, Env, NewBinary, OwnedBinary, Term};
+use smallvec::SmallVec;
 use wasmtime::{AsContext, Memory};
 
 use crate::atoms;
@@ -300,9 +301,13 @@ fn write<'a>(
     })
 }
 
+/// Iodata of no more parts than this, a single binary above all, is taken apart without anything
+/// being allocated.
+const FEW: usize = 4;
+
 /// Iodata, taken apart without being copied.
 pub struct Parts<'a> {
-    parts: Vec<Part<'a>>,
+    parts: SmallVec<[Part<'a>; FEW]>,
     /// The list cells that were gone through, empty lists in them included.
     cells: usize,
     pub length: usize,
@@ -315,9 +320,10 @@ enum Part<'a> {
 
 impl<'a> Parts<'a> {
     pub fn of(data: Term<'a>, limit: usize) -> Result<Self, Refusal> {
-        let mut this = Parts { parts: Vec::new(), cells: 0, length: 0 };
-        if data.is_binary() {
-            this.push(data)?;
+        let mut this = Parts { parts: SmallVec::new(), cells: 0, length: 0 };
+        if let Ok(bytes) = Binary::from_term(data) {
+            this.length = bytes.len();
+            this.parts.push(Part::Bytes(bytes));
             return Ok(this);
         }
         // The lists that are still to be gone through, innermost last.
