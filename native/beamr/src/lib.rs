@@ -27,6 +27,7 @@ mod stack;
 mod stdio;
 mod store;
 mod sync;
+mod text;
 mod typed;
 mod utf8;
 mod value;
