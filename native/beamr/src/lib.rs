@@ -7,6 +7,7 @@ mod artifact;
 mod atoms;
 mod bench;
 mod block;
+mod bounds;
 mod call;
 mod common;
 mod count;
