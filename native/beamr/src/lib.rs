@@ -22,6 +22,7 @@ mod instance;
 mod list;
 mod memory;
 mod module;
+mod number;
 mod rest;
 mod slice;
 mod stack;
