@@ -19,6 +19,7 @@ use wasmtime::{
 use crate::count::{self, Live};
 use crate::engine::{self, Options};
 use crate::list::List;
+use crate::sections::{CustomSections, custom_sections};
 use crate::store::Host;
 use crate::value::{self, Signature};
 use crate::wasi::{self, Function};
@@ -53,9 +54,6 @@ pub struct Compiled {
     pub custom_sections: CustomSections,
     _live: Live<{ count::MODULE }>,
 }
-
-/// Name and size in bytes of each custom section.
-pub type CustomSections = Vec<(Box<str>, usize)>;
 
 /// Where an instance's memory, global or table is found.
 #[derive(Clone, Copy)]
@@ -464,31 +462,6 @@ fn module_exports<'a>(env: Env<'a>, module: &'a ModuleResource) -> NifResult<Ter
         list.push((error::text(env, export.name()), extern_type(env, &export.ty())?));
     }
     Ok(list.encode(env))
-}
-
-/// The custom sections of a valid module: id 0, the section's size, and the name in front of
-/// its contents.
-fn custom_sections(binary: &[u8]) -> CustomSections {
-    let mut sections = Vec::new();
-    let mut rest = binary.get(8..).unwrap_or_default();
-    while let Some((&id, after)) = rest.split_first() {
-        let Some((section, after)) = split_sized(after) else { break };
-        if id == 0
-            && let Some((name, contents)) = split_sized(section)
-        {
-            sections.push((String::from_utf8_lossy(name).into(), contents.len()));
-        }
-        rest = after;
-    }
-    sections
-}
-
-/// The bytes that a LEB128 length stands before, and those behind them.
-fn split_sized(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let last = bytes.iter().take(5).position(|byte| byte & 0x80 == 0)?;
-    let (length, rest) = bytes.split_at(last + 1);
-    let length = length.iter().rev().fold(0u64, |n, byte| n << 7 | u64::from(byte & 0x7f));
-    rest.split_at_checked(usize::try_from(length).ok()?)
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
