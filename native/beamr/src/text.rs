@@ -55,16 +55,14 @@ impl<'a> Text<'a> {
 
 /// How many of the bytes come before a character of UTF-8 that has begun and not ended.
 pub fn complete(bytes: &[u8]) -> usize {
-    for length in 1..=3.min(bytes.len()) {
-        let start = bytes.len() - length;
-        let whole = match bytes[start] {
-            0x80..=0xbf => continue,
-            0xc2..=0xdf => 2,
-            0xe0..=0xef => 3,
-            0xf0..=0xf4 => 4,
-            _ => 1,
-        };
-        return if whole > length { start } else { bytes.len() };
+    // Such a character is in the last three bytes, and nothing before its first byte matters.
+    let mut start = bytes.len().saturating_sub(3);
+    while let Err(error) = std::str::from_utf8(&bytes[start..]) {
+        start += error.valid_up_to();
+        match error.error_len() {
+            Some(bad) => start += bad,
+            None => return start,
+        }
     }
     bytes.len()
 }
