@@ -12,6 +12,7 @@ mod call;
 mod common;
 mod count;
 mod deaths;
+mod diagnosis;
 mod engine;
 mod error;
 mod exchange;

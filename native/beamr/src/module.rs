@@ -17,6 +17,7 @@ use wasmtime::{
 };
 
 use crate::count::{self, Live};
+use crate::diagnosis::{Diagnosis, Kind};
 use crate::engine::{self, Options};
 use crate::list::List;
 use crate::sections::{CustomSections, custom_sections};
@@ -397,51 +398,13 @@ fn assemble(source: &[u8]) -> Result<Vec<u8>, CompileFault> {
 }
 
 fn describe(error: &wasmtime::Error) -> CompileFault {
-    let (message, offset) = split_place(error.root_cause().to_string());
-    let kind = if message.contains("legacy_exceptions") || message.contains("legacy exceptions") {
-        atoms::legacy_exceptions()
-    } else if names_missing_feature(&message) {
-        atoms::unsupported()
-    } else {
-        atoms::binary()
+    let Diagnosis { kind, message, offset } = Diagnosis::of(error.root_cause().to_string());
+    let kind = match kind {
+        Kind::LegacyExceptions => atoms::legacy_exceptions(),
+        Kind::Unsupported => atoms::unsupported(),
+        Kind::Invalid => atoms::binary(),
     };
     CompileFault::Binary { kind, message, offset }
-}
-
-/// The place stands before the message ("Invalid input WebAssembly code at offset 31: ...") or
-/// behind it ("... (at offset 0x1f)").
-fn split_place(message: String) -> (String, Option<usize>) {
-    let before = message.split_once(" at offset ").and_then(|(_, rest)| {
-        let (place, text) = rest.split_once(": ")?;
-        Some((text.to_string(), place.parse().ok()?))
-    });
-    let behind = message.rsplit_once(" (at offset 0x").and_then(|(text, place)| {
-        let place = usize::from_str_radix(place.strip_suffix(')')?, 16).ok()?;
-        Some((text.to_string(), place))
-    });
-    match before.or(behind) {
-        Some((text, place)) => (text, Some(place)),
-        None => (message, None),
-    }
-}
-
-/// wasmparser says of a proposal that is switched off that it "is not enabled", that its
-/// "feature" or "proposal" is "required", or names a support that is missing.
-fn names_missing_feature(message: &str) -> bool {
-    [
-        "not enabled",
-        "must be enabled",
-        "support is required",
-        "proposal required",
-        "not supported",
-        "without the",
-        "is disabled",
-        "feature required",
-        "requires the",
-        "unsupported",
-    ]
-    .iter()
-    .any(|phrase| message.contains(phrase))
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
