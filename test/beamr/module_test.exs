@@ -79,6 +79,23 @@ defmodule Beamr.ModuleTest do
       assert %{reason: :component} = error("(component)")
     end
 
+    test "names are no part of what is wrong, whatever they say" do
+      for name <- [
+            "x at offset 7: y",
+            "x (at offset 0x7)",
+            "legacy_exceptions",
+            "threads must be enabled",
+            "` is disabled `"
+          ] do
+        export = "(export \"#{name}\" (global 0))"
+        error = error("(module (global i32 (i32.const 0)) #{export} #{export})")
+        assert error.reason == :invalid_wasm
+        assert error.detail == "duplicate export name `#{name}` already defined"
+        # Behind the header, the global's section, and what comes before the second export.
+        assert error.offset == 8 + 8 + 3 + (1 + byte_size(name) + 2)
+      end
+    end
+
     test "a prefix of a module is an error or a module" do
       module =
         @header <>
@@ -132,6 +149,14 @@ defmodule Beamr.ModuleTest do
       error = error("(module (type $f (func)) (type (cont $f)))")
       assert error.reason == :unsupported
       assert error.detail =~ "stack switching"
+    end
+
+    test "branch tables of more targets than it can compile" do
+      targets = String.duplicate(" 0", 100_000)
+      error = error("(module (func (br_table#{targets} (i32.const 0))))")
+      assert error.reason == :unsupported
+      assert error.detail =~ "`br_table` has"
+      refute Exception.message(error) =~ "Unsupported"
     end
 
     for {name, body} <- [

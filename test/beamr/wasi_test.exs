@@ -304,6 +304,50 @@ defmodule Beamr.WASITest do
       assert run(module, ["utf8"]) == {0, text}
     end
 
+    test "that can be no text any more is not waited for" do
+      source = ~S"""
+      (module
+        (import "wasi_snapshot_preview1" "fd_write"
+          (func $fd_write (param i32 i32 i32 i32) (result i32)))
+        (import "env" "look" (func $look))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "\08\00\00\00\03\00\00\00")
+        (func (export "write") (param i32) (result i32)
+          (i32.store (i32.const 8) (local.get 0))
+          (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 12))
+          (call $look)))
+      """
+
+      # Each begins as a character does; with the first two bytes, the one is out of the range of
+      # what can be written so, and the other is not.
+      for {bytes, delivered} <- [
+            {<<?a, 0xF0, 0x8D>>, "a\u00F0\u008D"},
+            {<<?a, 0xF0, 0x9D>>, "a"},
+            {<<?a, 0xE0, 0x9F>>, "a\u00E0\u009F"},
+            {<<?a, 0xE0, 0xA0>>, "a"},
+            {<<?a, 0xED, 0xA0>>, "a\u00ED\u00A0"},
+            {<<?a, 0xED, 0x9F>>, "a"},
+            {<<?a, 0xF4, 0x90>>, "a\u00F4\u0090"},
+            {<<?a, 0xF4, 0x8F>>, "a"}
+          ] do
+        test = self()
+
+        capture_io(fn ->
+          output = Process.group_leader()
+
+          look = fn _wasm ->
+            send(test, {:delivered, output |> StringIO.contents() |> elem(1)})
+          end
+
+          imports = %{"env" => %{"look" => look}}
+          wasm = Beamr.instantiate!(source, wasi: [stdout: :default], imports: imports)
+          assert {:ok, [0]} = Beamr.call(wasm, "write", [:binary.decode_unsigned(bytes, :little)])
+        end)
+
+        assert_received {:delivered, ^delivered}
+      end
+    end
+
     test "that is no text loses nothing", %{compiled: module} do
       bytes = <<:binary.list_to_bin(Enum.to_list(0..255))::binary, 0xC3>>
       assert run(module, ["bytes"]) == {0, bytes}

@@ -56,7 +56,7 @@ defmodule Hostile.Attack do
   end
 
   def run(_args) do
-    IO.puts(:stderr, "usage: bin/hostile calls|guests [options]; they are listed in bin/hostile")
+    IO.puts(:stderr, "usage: bin/hostile calls|guests|bytes [options]; all are listed in it")
     System.halt(2)
   end
 

@@ -1,5 +1,4 @@
-//! Precompiled modules: the form that a compiled module is written in, and the cache of such on
-//! disk.
+//! Precompiled modules: compiled modules as artifacts and back, and the cache of such on disk.
 //!
 //! An artifact holds machine code that will be run as it is. Invariant: wasmtime is given no byte
 //! of one whose version, options and hash are not those that this library wrote. That keeps out
@@ -20,57 +19,20 @@ use wasmtime::Module;
 
 use crate::atoms;
 use crate::engine::{self, Options};
+use crate::framing::{self, Body, MAGIC, VERSION};
 use crate::list::List;
 use crate::memory;
-use crate::module::{self, CompileFault, Compiled, CustomSections, ModuleResource};
-
-/// What an artifact begins with. It is followed by
-///
-///   * the version of this library, behind its length in one byte: everything after it has the
-///     form of that version;
-///   * the SHA-256 of all that follows, 32 bytes;
-///   * the options, one byte;
-///   * the number of custom sections, and for each the length of its name, the name, and its
-///     size; numbers are little-endian, u64;
-///   * wasmtime's own artifact.
-const MAGIC: &[u8] = b"\0beamr\0\x01";
-const VERSION: &str = env!("CARGO_PKG_VERSION");
-const HASH: usize = 32;
+use crate::module::{self, CompileFault, Compiled, ModuleResource};
 
 fn write(compiled: &Compiled) -> wasmtime::Result<Vec<u8>> {
-    let mut body = vec![compiled.options.bits()];
-    body.extend((compiled.custom_sections.len() as u64).to_le_bytes());
-    for (name, size) in &compiled.custom_sections {
-        body.extend((name.len() as u64).to_le_bytes());
-        body.extend(name.as_bytes());
-        body.extend((*size as u64).to_le_bytes());
-    }
-    body.append(&mut compiled.module.serialize()?);
-    let mut artifact = Vec::with_capacity(MAGIC.len() + 1 + VERSION.len() + HASH + body.len());
-    artifact.extend(MAGIC);
-    artifact.push(VERSION.len() as u8);
-    artifact.extend(VERSION.as_bytes());
-    artifact.extend(Sha256::digest(&body));
-    artifact.append(&mut body);
-    Ok(artifact)
+    let image = compiled.module.serialize()?;
+    Ok(framing::write(compiled.options.bits(), &compiled.custom_sections, &image))
 }
 
 /// With `expected`, an artifact with other options than these is incompatible.
 fn read(artifact: &[u8], expected: Option<Options>) -> Result<Compiled, CompileFault> {
-    let rest = artifact.strip_prefix(MAGIC).ok_or(CompileFault::Damaged)?;
-    let (&length, rest) = rest.split_first().ok_or(CompileFault::Damaged)?;
-    let (version, rest) =
-        rest.split_at_checked(usize::from(length)).ok_or(CompileFault::Damaged)?;
-    if version != VERSION.as_bytes() {
-        let version = String::from_utf8_lossy(version);
-        let message = format!("it was serialized by version {version}, this is {VERSION}");
-        return Err(CompileFault::Incompatible(message));
-    }
-    let (hash, body) = rest.split_at_checked(HASH).ok_or(CompileFault::Damaged)?;
-    if hash != Sha256::digest(body).as_slice() {
-        return Err(CompileFault::Damaged);
-    }
-    let (options, sections, image) = split(body).ok_or(CompileFault::Damaged)?;
+    let Body { options, sections, image } = framing::read(artifact)?;
+    let options = Options::from_bits(options).ok_or(CompileFault::Damaged)?;
     if expected.is_some_and(|expected| expected != options) {
         let message = format!("it was compiled with {}", describe(options));
         return Err(CompileFault::Incompatible(message));
@@ -86,23 +48,15 @@ fn read(artifact: &[u8], expected: Option<Options>) -> Result<Compiled, CompileF
     Compiled::new(module, options, sections).map_err(system)
 }
 
-fn split(body: &[u8]) -> Option<(Options, CustomSections, &[u8])> {
-    let (&bits, mut rest) = body.split_first()?;
-    let mut sections = Vec::new();
-    for _ in 0..take_number(&mut rest)? {
-        let length = usize::try_from(take_number(&mut rest)?).ok()?;
-        let (name, after) = rest.split_at_checked(length)?;
-        rest = after;
-        let size = usize::try_from(take_number(&mut rest)?).ok()?;
-        sections.push((std::str::from_utf8(name).ok()?.into(), size));
+impl From<framing::Refusal> for CompileFault {
+    fn from(refusal: framing::Refusal) -> Self {
+        match refusal {
+            framing::Refusal::Damaged => CompileFault::Damaged,
+            framing::Refusal::Version(version) => CompileFault::Incompatible(format!(
+                "it was serialized by version {version}, this is {VERSION}"
+            )),
+        }
     }
-    Some((Options::from_bits(bits)?, sections, rest))
-}
-
-fn take_number(bytes: &mut &[u8]) -> Option<u64> {
-    let (number, rest) = bytes.split_first_chunk()?;
-    *bytes = rest;
-    Some(u64::from_le_bytes(*number))
 }
 
 fn describe(options: Options) -> &'static str {

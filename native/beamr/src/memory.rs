@@ -14,10 +14,10 @@ use rustler::{Binary, Encoder, Env, NewBinary, OwnedBinary, Term};
 use smallvec::SmallVec;
 use wasmtime::{AsContext, Memory};
 
-use crate::atoms;
 use crate::error::{self, Fault};
 use crate::instance::{InstanceResource, Wait};
 use crate::store::Host;
+use crate::{atoms, bounds};
 
 /// Copies up to this many bytes take a normal scheduler about 100 µs at most.
 pub const LONG: usize = 1024 * 1024;
@@ -108,15 +108,9 @@ impl View {
     }
 }
 
-/// The range `offset..offset + length` if it lies inside a memory of `size` bytes. Numbers that
-/// do not fit 64 bits come as None.
+/// As [`bounds::range`], with the fault where there is none.
 pub fn range(offset: Option<u64>, length: Option<u64>, size: usize) -> Result<Range<usize>, Fault> {
-    let out_of_bounds = Fault::OutOfBounds { size };
-    let (Some(start), Some(length)) = (offset, length) else { return Err(out_of_bounds) };
-    match start.checked_add(length) {
-        Some(end) if end <= size as u64 => Ok(start as usize..end as usize),
-        _ => Err(out_of_bounds),
-    }
+    bounds::range(offset, length, size).ok_or(Fault::OutOfBounds { size })
 }
 
 /// Guards have made sure that it is a non-negative integer.
@@ -249,23 +243,12 @@ fn read_string<'a>(
         let chunk = unsigned(chunk).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         let tail = &memory[start..];
         let within = if wait == Wait::Briefly { tail.len().min(LONG) } else { tail.len() };
-        match find_nul(&tail[..within], chunk.max(1)) {
+        match bounds::find_nul(&tail[..within], chunk.max(1)) {
             Some(length) => to_binary(env, &tail[..length]),
             None if within < tail.len() => Err(Refusal::TooLong),
             None => Err(Fault::Unterminated { size }.into()),
         }
     })
-}
-
-fn find_nul(bytes: &[u8], chunk: usize) -> Option<usize> {
-    let mut start = 0;
-    for part in bytes.chunks(chunk) {
-        if let Some(at) = memchr::memchr(0, part) {
-            return Some(start + at);
-        }
-        start += part.len();
-    }
-    None
 }
 
 fn write<'a>(

@@ -17,8 +17,10 @@ use wasmtime::{
 };
 
 use crate::count::{self, Live};
+use crate::diagnosis::{Diagnosis, Kind};
 use crate::engine::{self, Options};
 use crate::list::List;
+use crate::sections::{CustomSections, custom_sections};
 use crate::store::Host;
 use crate::value::{self, Signature};
 use crate::wasi::{self, Function};
@@ -53,9 +55,6 @@ pub struct Compiled {
     pub custom_sections: CustomSections,
     _live: Live<{ count::MODULE }>,
 }
-
-/// Name and size in bytes of each custom section.
-pub type CustomSections = Vec<(Box<str>, usize)>;
 
 /// Where an instance's memory, global or table is found.
 #[derive(Clone, Copy)]
@@ -399,51 +398,13 @@ fn assemble(source: &[u8]) -> Result<Vec<u8>, CompileFault> {
 }
 
 fn describe(error: &wasmtime::Error) -> CompileFault {
-    let (message, offset) = split_place(error.root_cause().to_string());
-    let kind = if message.contains("legacy_exceptions") || message.contains("legacy exceptions") {
-        atoms::legacy_exceptions()
-    } else if names_missing_feature(&message) {
-        atoms::unsupported()
-    } else {
-        atoms::binary()
+    let Diagnosis { kind, message, offset } = Diagnosis::of(error.root_cause().to_string());
+    let kind = match kind {
+        Kind::LegacyExceptions => atoms::legacy_exceptions(),
+        Kind::Unsupported => atoms::unsupported(),
+        Kind::Invalid => atoms::binary(),
     };
     CompileFault::Binary { kind, message, offset }
-}
-
-/// The place stands before the message ("Invalid input WebAssembly code at offset 31: ...") or
-/// behind it ("... (at offset 0x1f)").
-fn split_place(message: String) -> (String, Option<usize>) {
-    let before = message.split_once(" at offset ").and_then(|(_, rest)| {
-        let (place, text) = rest.split_once(": ")?;
-        Some((text.to_string(), place.parse().ok()?))
-    });
-    let behind = message.rsplit_once(" (at offset 0x").and_then(|(text, place)| {
-        let place = usize::from_str_radix(place.strip_suffix(')')?, 16).ok()?;
-        Some((text.to_string(), place))
-    });
-    match before.or(behind) {
-        Some((text, place)) => (text, Some(place)),
-        None => (message, None),
-    }
-}
-
-/// wasmparser says of a proposal that is switched off that it "is not enabled", that its
-/// "feature" or "proposal" is "required", or names a support that is missing.
-fn names_missing_feature(message: &str) -> bool {
-    [
-        "not enabled",
-        "must be enabled",
-        "support is required",
-        "proposal required",
-        "not supported",
-        "without the",
-        "is disabled",
-        "feature required",
-        "requires the",
-        "unsupported",
-    ]
-    .iter()
-    .any(|phrase| message.contains(phrase))
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
@@ -464,31 +425,6 @@ fn module_exports<'a>(env: Env<'a>, module: &'a ModuleResource) -> NifResult<Ter
         list.push((error::text(env, export.name()), extern_type(env, &export.ty())?));
     }
     Ok(list.encode(env))
-}
-
-/// The custom sections of a valid module: id 0, the section's size, and the name in front of
-/// its contents.
-fn custom_sections(binary: &[u8]) -> CustomSections {
-    let mut sections = Vec::new();
-    let mut rest = binary.get(8..).unwrap_or_default();
-    while let Some((&id, after)) = rest.split_first() {
-        let Some((section, after)) = split_sized(after) else { break };
-        if id == 0
-            && let Some((name, contents)) = split_sized(section)
-        {
-            sections.push((String::from_utf8_lossy(name).into(), contents.len()));
-        }
-        rest = after;
-    }
-    sections
-}
-
-/// The bytes that a LEB128 length stands before, and those behind them.
-fn split_sized(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let last = bytes.iter().take(5).position(|byte| byte & 0x80 == 0)?;
-    let (length, rest) = bytes.split_at(last + 1);
-    let length = length.iter().rev().fold(0u64, |n, byte| n << 7 | u64::from(byte & 0x7f));
-    rest.split_at_checked(usize::try_from(length).ok()?)
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]

@@ -17,7 +17,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::pipe::{ClosedInputStream, SinkOutputStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
-use crate::atoms;
+use crate::{atoms, text};
 
 /// The streams, by their file descriptors.
 pub const STREAMS: usize = 3;
@@ -146,26 +146,10 @@ impl Output {
     fn ready(&self) -> usize {
         match self.sink {
             Sink::Nowhere | Sink::Kept(_) => 0,
-            Sink::Text if !self.ending => complete(&self.bytes),
+            Sink::Text if !self.ending => text::complete(&self.bytes),
             Sink::Text | Sink::Bytes => self.bytes.len(),
         }
     }
-}
-
-/// How many of the bytes come before a character of UTF-8 that has begun and not ended.
-fn complete(bytes: &[u8]) -> usize {
-    for length in 1..=3.min(bytes.len()) {
-        let start = bytes.len() - length;
-        let whole = match bytes[start] {
-            0x80..=0xbf => continue,
-            0xc2..=0xdf => 2,
-            0xe0..=0xef => 3,
-            0xf0..=0xf4 => 4,
-            _ => 1,
-        };
-        return if whole > length { start } else { bytes.len() };
-    }
-    bytes.len()
 }
 
 /// A stream as wasmtime-wasi sees it.

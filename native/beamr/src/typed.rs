@@ -14,7 +14,8 @@ use crate::memory::{
     LONG, MANY, Parts, Refusal, finish, new_binary, no_room, operation, range, unsigned,
     with_memory,
 };
-use crate::value::{Mismatch, Number};
+use crate::number::Number;
+use crate::value::Mismatch;
 
 impl From<Mismatch> for Refusal {
     fn from(mismatch: Mismatch) -> Self {

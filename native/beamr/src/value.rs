@@ -15,6 +15,7 @@ use wasmtime::{AsContextMut, ExternRef, Func, FuncType, HeapType, RefType, Roote
 
 use crate::atoms;
 use crate::count::{self, Live};
+use crate::number::{Number, low_bytes};
 
 #[derive(Clone)]
 pub enum Value {
@@ -327,21 +328,6 @@ fn extern_value(store: impl AsContextMut, reference: Rooted<ExternRef>) -> Value
     }
 }
 
-/// A number as it lies in memory: little-endian, anywhere.
-#[derive(Clone, Copy)]
-pub enum Number {
-    I8,
-    U8,
-    I16,
-    U16,
-    I32,
-    U32,
-    I64,
-    U64,
-    F32,
-    F64,
-}
-
 /// By name; atoms are the same for as long as the VM lives.
 static NUMBERS: LazyLock<[(Atom, Number); 10]> = LazyLock::new(|| {
     [
@@ -361,15 +347,6 @@ static NUMBERS: LazyLock<[(Atom, Number); 10]> = LazyLock::new(|| {
 impl Number {
     pub fn named(name: Term) -> Option<Number> {
         NUMBERS.iter().find_map(|(known, number)| (*known == name).then_some(*number))
-    }
-
-    pub fn size(self) -> usize {
-        match self {
-            Number::I8 | Number::U8 => 1,
-            Number::I16 | Number::U16 => 2,
-            Number::I32 | Number::U32 | Number::F32 => 4,
-            Number::I64 | Number::U64 | Number::F64 => 8,
-        }
     }
 
     /// The first number of `bytes`, which there is.
@@ -399,7 +376,7 @@ impl Number {
     /// The number's bytes, [`Number::size`] of them and then others. With `wrap`, integers are
     /// taken modulo the number's range.
     pub fn bytes(self, term: Term, wrap: bool) -> Result<[u8; 8], Mismatch> {
-        let (low, high) = match self {
+        match self {
             Number::F32 => {
                 let Val::F32(bits) = decode_number(term, &ValType::F32)? else {
                     return Err(Mismatch::Type);
@@ -419,18 +396,12 @@ impl Number {
                     Err(_) => Err(integer_mismatch(term)),
                 };
             }
-            Number::I8 => (i64::from(i8::MIN), i64::from(i8::MAX)),
-            Number::U8 => (0, i64::from(u8::MAX)),
-            Number::I16 => (i64::from(i16::MIN), i64::from(i16::MAX)),
-            Number::U16 => (0, i64::from(u16::MAX)),
-            Number::I32 => (i64::from(i32::MIN), i64::from(i32::MAX)),
-            Number::U32 => (0, i64::from(u32::MAX)),
-            Number::I64 | Number::U64 => (i64::MIN, i64::MAX),
-        };
+            _ => {}
+        }
         match term.decode::<i64>() {
-            Ok(n) if wrap || (low..=high).contains(&n) => Ok(n.to_le_bytes()),
+            Ok(n) if wrap || self.holds(n) => Ok(n.to_le_bytes()),
             Ok(_) => Err(Mismatch::Range),
-            Err(_) if wrap && term.is_integer() => Ok(low_bytes(term)),
+            Err(_) if wrap && term.is_integer() => Ok(low_bytes(&term.to_binary())),
             Err(_) => Err(integer_mismatch(term)),
         }
     }
@@ -440,17 +411,4 @@ fn first<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let mut number = [0; N];
     number.copy_from_slice(&bytes[..N]);
     number
-}
-
-/// A big integer modulo 2^64, from its external form: a tag, the number of bytes in its size (one
-/// byte or four), the sign, and the bytes of its magnitude, lowest first.
-fn low_bytes(term: Term) -> [u8; 8] {
-    const VERSION: usize = 1;
-    const SMALL_BIG: u8 = 110;
-    let external = term.to_binary();
-    let sign = VERSION + if external[VERSION] == SMALL_BIG { 2 } else { 5 };
-    let magnitude = external[sign + 1..].iter().take(8);
-    let n = magnitude.rev().fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
-    let n = if external[sign] == 0 { n } else { n.wrapping_neg() };
-    n.to_le_bytes()
 }
