@@ -38,9 +38,12 @@ fuzz_target!(|input: Input| {
     }
 
     assert!(framing::read(input.bytes).is_err());
-    let forged = forged(input.bytes);
-    if let Ok(Body { options, sections, image }) = framing::read(&forged) {
-        assert_eq!(framing::write(options, &sections, image), forged);
+    let head = forged(&[]).len();
+    for body in [input.bytes, &changed[head..]] {
+        let forged = forged(body);
+        if let Ok(Body { options, sections, image }) = framing::read(&forged) {
+            assert_eq!(framing::write(options, &sections, image), forged);
+        }
     }
 });
 
