@@ -83,8 +83,9 @@ defmodule Beamr.ExportsTest do
   # Runs the function in another process while the guest loops, and lets the loop end when that
   # process waits for it.
   defp while_looping(wasm, function) do
+    before = counter(wasm)
     loop = Task.async(fn -> Beamr.call(wasm, "loop", [], timeout: :infinity) end)
-    eventually(fn -> counter(wasm) > 0 end)
+    eventually(fn -> counter(wasm) > before end)
     asking = Task.async(function)
     await_waiting(asking.pid)
     assert Task.yield(asking, 0) == nil

@@ -102,9 +102,12 @@ defmodule Beamr.Case do
     end
   end
 
-  @doc "Waits until a process waits for a message."
+  @doc "Waits until a process waits for a message. One that has ended fails the test."
   def await_waiting(pid) do
-    eventually(fn -> Process.info(pid, :status) == {:status, :waiting} end)
+    eventually(fn ->
+      assert {:status, status} = Process.info(pid, :status)
+      status == :waiting
+    end)
   end
 
   @doc "Kills a process and waits until it is gone."
