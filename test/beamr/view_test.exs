@@ -127,8 +127,7 @@ defmodule Beamr.ViewTest do
           do: <<value::float-little-size(bits)>>,
           else: <<value::little-size(bits)>>
 
-      <<head::binary-size(offset), _::binary-size(size), tail::binary>> = before
-      assert View.to_binary!(view) == head <> bytes <> tail
+      assert View.to_binary!(view) == overwrite(before, offset, bytes)
       assert apply(View, read, [view, offset]) == {:ok, value}
 
       assert {Beamr.IO.read!(wasm, 0, pointer), Beamr.IO.read!(wasm, pointer + length, 8)} ==

@@ -118,6 +118,13 @@ defmodule Beamr.Case do
     assert_receive {:DOWN, ^monitor, :process, ^pid, _reason}, 10_000
   end
 
+  @doc "The binary with `bytes` in the place of as many, from `at` on."
+  def overwrite(binary, at, bytes) do
+    {before, rest} = :erlang.split_binary(binary, at)
+    {_overwritten, rest} = :erlang.split_binary(rest, byte_size(bytes))
+    before <> bytes <> rest
+  end
+
   @doc """
   Runs a property on `count` random cases. A case's seed comes from ExUnit's, and is printed
   when the case fails.
