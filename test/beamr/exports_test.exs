@@ -624,17 +624,17 @@ defmodule Beamr.ExportsTest do
       wasm = tables()
 
       for call <- [
-            fn -> Instance.get_global(wasm, :i32) end,
-            fn -> Instance.set_global(wasm, nil, 1) end,
-            fn -> Instance.table_size(wasm, 1) end,
+            fn -> Instance.get_global(wasm, untyped(:i32)) end,
+            fn -> Instance.set_global(wasm, untyped(nil), 1) end,
+            fn -> Instance.table_size(wasm, untyped(1)) end,
             fn -> Instance.table_get(wasm, "t", -1) end,
-            fn -> Instance.table_get(wasm, "t", 1.0) end,
+            fn -> Instance.table_get(wasm, "t", untyped(1.0)) end,
             fn -> Instance.table_set(wasm, "t", -1, nil) end,
             fn -> Instance.table_grow(wasm, "t", -1, nil) end,
             fn -> Instance.add_fuel(wasm, -1) end,
-            fn -> Instance.add_fuel(wasm, 1.5) end,
-            fn -> Instance.get_global("wasm", "i32") end,
-            fn -> Instance.fuel(nil) end
+            fn -> Instance.add_fuel(wasm, untyped(1.5)) end,
+            fn -> Instance.get_global(untyped("wasm"), "i32") end,
+            fn -> Instance.fuel(untyped(nil)) end
           ] do
         assert_raise FunctionClauseError, call
       end

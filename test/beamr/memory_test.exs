@@ -563,8 +563,8 @@ defmodule Beamr.MemoryTest do
         assert_raise ArgumentError, message, fn -> Beamr.IO.write_many(wasm, writes) end
       end
 
-      assert_raise FunctionClauseError, fn -> Beamr.IO.read_many(wasm, {0, 1}) end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.write_many(wasm, {0, "x"}) end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.read_many(wasm, untyped({0, 1})) end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.write_many(wasm, untyped({0, "x"})) end
     end
 
     test "of great number and of great length" do
@@ -691,7 +691,7 @@ defmodule Beamr.MemoryTest do
       assert_raise ArgumentError, fn -> Beamr.IO.write_utf8(wasm, 0, "a", invalid: nil) end
       assert_raise FunctionClauseError, fn -> Beamr.IO.read_utf8(wasm, -1, 1) end
       assert_raise FunctionClauseError, fn -> Beamr.IO.read_utf8(wasm, 0, -1) end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.write_utf8(wasm, 0, ~c"a") end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.write_utf8(wasm, 0, untyped(~c"a")) end
     end
   end
 
@@ -987,7 +987,7 @@ defmodule Beamr.MemoryTest do
       assert Beamr.IO.find(wasm, 0, 64 * @page, "end") == {:ok, 64 * @page - 3}
       assert Beamr.IO.find!(wasm, 0, 64 * @page - 1, "end") == nil
       assert_raise MemoryError, fn -> Beamr.IO.find!(wasm, 1, 64 * @page, "end") end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.find(wasm, 0, 1, ~c"x") end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.find(wasm, 0, 1, untyped(~c"x")) end
     end
 
     test "of more than a MiB" do

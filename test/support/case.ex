@@ -118,6 +118,12 @@ defmodule Beamr.Case do
     assert_receive {:DOWN, ^monitor, :process, ^pid, _reason}, 10_000
   end
 
+  @doc """
+  The term, but of a type that the compiler does not know. It warns of calls with what their guards
+  refuse, where it sees that.
+  """
+  def untyped(term), do: term
+
   @doc "The binary with `bytes` in the place of as many, from `at` on."
   def overwrite(binary, at, bytes) do
     {before, rest} = :erlang.split_binary(binary, at)
