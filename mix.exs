@@ -12,6 +12,8 @@ defmodule Beamr.MixProject do
       compilers: [:beamr_native | Mix.compilers()],
       elixirc_paths:
         if(Mix.env() == :test, do: ["lib", "test/support", "examples"], else: ["lib"]),
+      # bin/hostile runs these.
+      test_ignore_filters: [&String.starts_with?(&1, "test/hostile/")],
       start_permanent: Mix.env() == :prod,
       deps: []
     ]

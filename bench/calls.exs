@@ -38,7 +38,12 @@ defmodule Bench.Calls do
     compare("nested call", fn -> Beamr.call(wasm, "nested", [1]) end, "with 1 import", one)
 
     server = Enum.at(Task.async_stream([1], fn _ -> start_server() end), 0) |> elem(1)
-    ping = fn -> send(server, {self(), :ping}) && receive(do: (:pong -> :ok)) end
+
+    ping = fn ->
+      send(server, {self(), :ping})
+      receive(do: (:pong -> :ok))
+    end
+
     compare("trivial call", fn -> Beamr.call(wasm, "id", [1]) end, "message and reply", ping)
 
     title("Concurrent callers, calls per second of all together")

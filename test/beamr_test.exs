@@ -33,7 +33,9 @@ defmodule BeamrTest do
 
     for term <- @not_binaries do
       test "refuses #{inspect(term)} by its guard" do
-        assert_raise FunctionClauseError, fn -> Beamr.compile(unquote(Macro.escape(term))) end
+        assert_raise FunctionClauseError, fn ->
+          Beamr.compile(untyped(unquote(Macro.escape(term))))
+        end
       end
     end
 
@@ -126,7 +128,7 @@ defmodule BeamrTest do
     for term <- @not_binaries do
       test "refuses #{inspect(term)} by its guard" do
         assert_raise FunctionClauseError, fn ->
-          Beamr.instantiate(unquote(Macro.escape(term)))
+          Beamr.instantiate(untyped(unquote(Macro.escape(term))))
         end
       end
     end
@@ -283,7 +285,7 @@ defmodule BeamrTest do
     for term <- @not_instances do
       test "refuses #{inspect(term)} in place of an instance by its guard" do
         assert_raise FunctionClauseError, fn ->
-          Beamr.call(unquote(Macro.escape(term)), "f", [])
+          Beamr.call(untyped(unquote(Macro.escape(term))), "f", [])
         end
       end
     end
@@ -291,7 +293,7 @@ defmodule BeamrTest do
     for name <- [nil, :add, ~c"add", 1, {"add"}, <<1::1>>] do
       test "refuses #{inspect(name)} in place of a function by its guard" do
         assert_raise FunctionClauseError, fn ->
-          Beamr.call(Beamr.instantiate!(@add), unquote(Macro.escape(name)), [1, 2])
+          Beamr.call(Beamr.instantiate!(@add), untyped(unquote(Macro.escape(name))), [1, 2])
         end
       end
     end
@@ -299,7 +301,7 @@ defmodule BeamrTest do
     for args <- [nil, 1, {1, 2}, %{}, "ab", [1 | 2], [1, 2 | :x]] do
       test "refuses #{inspect(args)} in place of the arguments by its guard" do
         assert_raise FunctionClauseError, fn ->
-          Beamr.call(Beamr.instantiate!(@add), "add", unquote(Macro.escape(args)))
+          Beamr.call(Beamr.instantiate!(@add), "add", untyped(unquote(Macro.escape(args))))
         end
       end
     end
@@ -467,7 +469,9 @@ defmodule BeamrTest do
 
     for term <- @not_instances do
       test "refuses #{inspect(term)} by its guard" do
-        assert_raise FunctionClauseError, fn -> Beamr.close(unquote(Macro.escape(term))) end
+        assert_raise FunctionClauseError, fn ->
+          Beamr.close(untyped(unquote(Macro.escape(term))))
+        end
       end
     end
   end

@@ -65,7 +65,7 @@ defmodule Beamr.AllocatorTest do
                  Allocator.alloc(bump, 8, align: align)
       end
 
-      assert_raise FunctionClauseError, fn -> Allocator.alloc(bump, 1.0) end
+      assert_raise FunctionClauseError, fn -> Allocator.alloc(bump, untyped(1.0)) end
       assert_raise ArgumentError, fn -> Allocator.alloc(bump, 1, align: :page) end
       assert_raise ArgumentError, fn -> Allocator.alloc(bump, 1, unknown: 1) end
       assert {:ok, %{allocated: 0, active: 0, offset: 65_536}} = Allocator.stats(bump)
@@ -443,7 +443,7 @@ defmodule Beamr.AllocatorTest do
       assert_raise ArgumentError, fn -> Bump.new(wasm, size: 1) end
       assert_raise ArgumentError, fn -> Stack.new(wasm, size: 0) end
       assert_raise ArgumentError, fn -> Stack.new(wasm, grow: 1) end
-      assert_raise FunctionClauseError, fn -> Bump.new("wasm") end
+      assert_raise FunctionClauseError, fn -> Bump.new(untyped("wasm")) end
     end
   end
 

@@ -46,7 +46,7 @@ defmodule Beamr.ClusterTest do
     {:ok, peer, node} =
       :peer.start(%{
         name: :peer.random_name(),
-        args: ['-pa' | :code.get_path()],
+        args: [~c"-pa" | :code.get_path()],
         wait_boot: 30_000
       })
 

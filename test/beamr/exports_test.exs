@@ -83,8 +83,9 @@ defmodule Beamr.ExportsTest do
   # Runs the function in another process while the guest loops, and lets the loop end when that
   # process waits for it.
   defp while_looping(wasm, function) do
+    before = counter(wasm)
     loop = Task.async(fn -> Beamr.call(wasm, "loop", [], timeout: :infinity) end)
-    eventually(fn -> counter(wasm) > 0 end)
+    eventually(fn -> counter(wasm) > before end)
     asking = Task.async(function)
     await_waiting(asking.pid)
     assert Task.yield(asking, 0) == nil
@@ -623,17 +624,17 @@ defmodule Beamr.ExportsTest do
       wasm = tables()
 
       for call <- [
-            fn -> Instance.get_global(wasm, :i32) end,
-            fn -> Instance.set_global(wasm, nil, 1) end,
-            fn -> Instance.table_size(wasm, 1) end,
+            fn -> Instance.get_global(wasm, untyped(:i32)) end,
+            fn -> Instance.set_global(wasm, untyped(nil), 1) end,
+            fn -> Instance.table_size(wasm, untyped(1)) end,
             fn -> Instance.table_get(wasm, "t", -1) end,
-            fn -> Instance.table_get(wasm, "t", 1.0) end,
+            fn -> Instance.table_get(wasm, "t", untyped(1.0)) end,
             fn -> Instance.table_set(wasm, "t", -1, nil) end,
             fn -> Instance.table_grow(wasm, "t", -1, nil) end,
             fn -> Instance.add_fuel(wasm, -1) end,
-            fn -> Instance.add_fuel(wasm, 1.5) end,
-            fn -> Instance.get_global("wasm", "i32") end,
-            fn -> Instance.fuel(nil) end
+            fn -> Instance.add_fuel(wasm, untyped(1.5)) end,
+            fn -> Instance.get_global(untyped("wasm"), "i32") end,
+            fn -> Instance.fuel(untyped(nil)) end
           ] do
         assert_raise FunctionClauseError, call
       end

@@ -38,9 +38,10 @@ defmodule Beamr.FromErlangTest do
           'Elixir.Beamr.IO':read(Wasm, 65535, 2),
       {error, Unknown} = 'Elixir.Beamr':call(Wasm, <<"nope">>, []),
       <<"the module exports no function \"nope\"">> = 'Elixir.Exception':message(Unknown),
-      {'EXIT', {function_clause, _}} = (catch 'Elixir.Beamr.IO':read(Wasm, -1, 1)),
-      {'EXIT', {#{'__struct__' := 'Elixir.ArgumentError'}, _}} =
-          (catch 'Elixir.Beamr.IO':write(Wasm, 0, [foo])),
+      refused = try 'Elixir.Beamr.IO':read(Wasm, -1, 1)
+                catch error:function_clause -> refused end,
+      refused = try 'Elixir.Beamr.IO':write(Wasm, 0, [foo])
+                catch error:#{'__struct__' := 'Elixir.ArgumentError'} -> refused end,
 
       ok = 'Elixir.Beamr':close(Wasm),
       {error, #{reason := closed}} = 'Elixir.Beamr.IO':size(Wasm),

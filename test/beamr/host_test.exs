@@ -454,7 +454,9 @@ defmodule Beamr.HostTest do
         Beamr.instantiate("(module)", stubs: :one)
       end
 
-      assert_raise FunctionClauseError, fn -> Host.stub(Beamr.compile!("(module)"), :one) end
+      assert_raise FunctionClauseError, fn ->
+        Host.stub(Beamr.compile!("(module)"), untyped(:one))
+      end
     end
 
     test "serves a server's guest" do

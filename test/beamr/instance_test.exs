@@ -447,7 +447,7 @@ defmodule Beamr.InstanceTest do
           try do
             Beamr.call!(wasm, "f", [0])
           catch
-            kind, reason -> {kind, reason, hd(__STACKTRACE__)}
+            kind, reason -> {kind, reason, List.first(__STACKTRACE__)}
           end
 
         assert {unquote(kind), unquote(reason), {__MODULE__, :fail, _, _}} = caught

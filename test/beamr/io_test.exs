@@ -861,8 +861,7 @@ defmodule Beamr.IOTest do
 
       case Beamr.IO.write(wasm, offset, data) do
         :ok ->
-          <<before::binary-size(offset), _::binary-size(length), rest::binary>> = model
-          before <> flat <> rest
+          overwrite(model, offset, flat)
 
         {:error, %MemoryError{reason: :out_of_bounds, length: ^length}} ->
           assert offset + length > @page

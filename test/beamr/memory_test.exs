@@ -49,10 +49,9 @@ defmodule Beamr.MemoryTest do
   defp to_bytes(type, value), do: <<value::little-size(@sizes[type])-unit(8)>>
 
   defp from_bytes(type, bytes) when type in [:f32, :f64] do
-    bits = @sizes[type] * 8
-
     case bytes do
-      <<x::float-little-size(bits)>> -> x
+      <<x::float-little-32>> -> x
+      <<x::float-little-64>> -> x
       <<0x7F80_0000::little-32>> -> :infinity
       <<0xFF80_0000::little-32>> -> :neg_infinity
       <<0x7FF0_0000_0000_0000::little-64>> -> :infinity
@@ -82,12 +81,6 @@ defmodule Beamr.MemoryTest do
   defp random_value(type) do
     {low, high} = @ranges[type]
     random_integer(low, high)
-  end
-
-  defp put(model, offset, bytes) do
-    length = byte_size(bytes)
-    <<before::binary-size(offset), _::binary-size(length), rest::binary>> = model
-    <<before::binary, bytes::binary, rest::binary>>
   end
 
   describe "one number" do
@@ -136,7 +129,7 @@ defmodule Beamr.MemoryTest do
               value = random_value(unquote(type))
               bytes = to_bytes(unquote(type), value)
               assert write(unquote(type), wasm, offset, value) == :ok
-              model = put(model, offset, bytes)
+              model = overwrite(model, offset, bytes)
               at = random_integer(0, @page - unquote(size))
               expected = from_bytes(unquote(type), binary_part(model, at, unquote(size)))
               assert read(unquote(type), wasm, at) == {:ok, expected}
@@ -312,7 +305,7 @@ defmodule Beamr.MemoryTest do
             for <<bytes::binary-size(unquote(size)) <- packed>>,
               do: from_bytes(unquote(type), bytes)
 
-          model = put(:binary.copy(<<0>>, @page), offset, packed)
+          model = overwrite(:binary.copy(<<0>>, @page), offset, packed)
 
           for given <- [values, packed] do
             :ok = Beamr.IO.fill(wasm, 0, 0, @page)
@@ -452,8 +445,8 @@ defmodule Beamr.MemoryTest do
 
         model =
           Enum.reduce(writes, :binary.copy(<<0>>, @page), fn
-            {offset, type, value}, model -> put(model, offset, to_bytes(type, value))
-            {offset, data}, model -> put(model, offset, IO.iodata_to_binary(data))
+            {offset, type, value}, model -> overwrite(model, offset, to_bytes(type, value))
+            {offset, data}, model -> overwrite(model, offset, IO.iodata_to_binary(data))
           end)
 
         assert Beamr.IO.write_many(wasm, writes) == :ok
@@ -570,8 +563,8 @@ defmodule Beamr.MemoryTest do
         assert_raise ArgumentError, message, fn -> Beamr.IO.write_many(wasm, writes) end
       end
 
-      assert_raise FunctionClauseError, fn -> Beamr.IO.read_many(wasm, {0, 1}) end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.write_many(wasm, {0, "x"}) end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.read_many(wasm, untyped({0, 1})) end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.write_many(wasm, untyped({0, "x"})) end
     end
 
     test "of great number and of great length" do
@@ -698,7 +691,7 @@ defmodule Beamr.MemoryTest do
       assert_raise ArgumentError, fn -> Beamr.IO.write_utf8(wasm, 0, "a", invalid: nil) end
       assert_raise FunctionClauseError, fn -> Beamr.IO.read_utf8(wasm, -1, 1) end
       assert_raise FunctionClauseError, fn -> Beamr.IO.read_utf8(wasm, 0, -1) end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.write_utf8(wasm, 0, ~c"a") end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.write_utf8(wasm, 0, untyped(~c"a")) end
     end
   end
 
@@ -875,7 +868,7 @@ defmodule Beamr.MemoryTest do
         [to, from] = [random_integer(0, 100), random_integer(0, 100)]
         length = random_integer(0, 100)
         assert Beamr.IO.copy(wasm, to, from, length) == :ok
-        model = put(bytes, to, binary_part(bytes, from, length))
+        model = overwrite(bytes, to, binary_part(bytes, from, length))
         assert Beamr.IO.read(wasm, 0, 200) == {:ok, model}
       end)
     end
@@ -994,7 +987,7 @@ defmodule Beamr.MemoryTest do
       assert Beamr.IO.find(wasm, 0, 64 * @page, "end") == {:ok, 64 * @page - 3}
       assert Beamr.IO.find!(wasm, 0, 64 * @page - 1, "end") == nil
       assert_raise MemoryError, fn -> Beamr.IO.find!(wasm, 1, 64 * @page, "end") end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.find(wasm, 0, 1, ~c"x") end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.find(wasm, 0, 1, untyped(~c"x")) end
     end
 
     test "of more than a MiB" do

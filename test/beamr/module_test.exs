@@ -122,9 +122,8 @@ defmodule Beamr.ModuleTest do
 
       for_random_cases(200, fn ->
         place = :rand.uniform(byte_size(module)) - 1
-        <<before::binary-size(place), _byte, rest::binary>> = module
 
-        case Beamr.compile(before <> <<:rand.uniform(256) - 1>> <> rest) do
+        case Beamr.compile(overwrite(module, place, <<:rand.uniform(256) - 1>>)) do
           {:ok, module} -> assert is_list(Beamr.Module.exports(module))
           {:error, error} -> assert is_binary(Exception.message(error))
         end

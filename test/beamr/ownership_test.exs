@@ -147,8 +147,8 @@ defmodule Beamr.OwnershipTest do
     end
 
     test "refuses what is no guest" do
-      assert_raise FunctionClauseError, fn -> Beamr.IO.held("wasm") end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.held_count(nil) end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.held(untyped("wasm")) end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.held_count(untyped(nil)) end
     end
 
     test "is right when many processes allocate and free at once" do
@@ -360,13 +360,20 @@ defmodule Beamr.OwnershipTest do
 
     test "refuse what is no guest, size or function" do
       wasm = guest()
-      assert_raise FunctionClauseError, fn -> Beamr.IO.with_string("no", "x", & &1) end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.with_string(wasm, :x, & &1) end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.with_string(wasm, "x", &{&1, &2}) end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.with_bytes(wasm, "x", & &1) end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.with_bytes(wasm, 1, &{&1, &2}) end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.with_string(untyped("no"), "x", & &1) end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.with_string(wasm, untyped(:x), & &1) end
+
+      assert_raise FunctionClauseError, fn ->
+        Beamr.IO.with_string(wasm, "x", untyped(&{&1, &2}))
+      end
+
+      assert_raise FunctionClauseError, fn -> Beamr.IO.with_bytes(wasm, "x", untyped(& &1)) end
+      assert_raise FunctionClauseError, fn -> Beamr.IO.with_bytes(wasm, untyped(1), &{&1, &2}) end
       assert_raise FunctionClauseError, fn -> Beamr.IO.with_alloc(wasm, -1, & &1) end
-      assert_raise FunctionClauseError, fn -> Beamr.IO.with_alloc(wasm, 1, [], &{&1, &2}) end
+
+      assert_raise FunctionClauseError, fn ->
+        Beamr.IO.with_alloc(wasm, 1, [], untyped(&{&1, &2}))
+      end
     end
   end
 

@@ -51,6 +51,11 @@ defmodule Beamr.ServerTest do
     start_supervised!({Server, opts}, id: make_ref(), restart: :temporary)
   end
 
+  defp tell(pid, message, answer) do
+    send(pid, message)
+    answer
+  end
+
   defp unique_name, do: :"guest_#{System.unique_integer([:positive])}"
 
   defp addresses do
@@ -641,7 +646,7 @@ defmodule Beamr.ServerTest do
   describe "imports" do
     test "run in the server" do
       test = self()
-      pid = start_importer(fn _wasm, n -> send(test, {:ran_in, self()}) && n end)
+      pid = start_importer(fn _wasm, n -> tell(test, {:ran_in, self()}, n) end)
       Beamr.call!(pid, "f", [1])
       assert_received {:ran_in, ^pid}
     end
@@ -884,7 +889,7 @@ defmodule Beamr.ServerTest do
 
   test "a server whose instance is closed stops with :closed" do
     test = self()
-    pid = start(init: fn wasm -> send(test, {:instance, wasm}) && :ok end)
+    pid = start(init: fn wasm -> tell(test, {:instance, wasm}, :ok) end)
     assert_received {:instance, wasm}
     monitor = Process.monitor(pid)
     Beamr.close(wasm)
@@ -894,7 +899,7 @@ defmodule Beamr.ServerTest do
 
   test "a server that stops frees its instance" do
     test = self()
-    pid = start(init: fn wasm -> send(test, {:instance, wasm}) && :ok end)
+    pid = start(init: fn wasm -> tell(test, {:instance, wasm}, :ok) end)
     assert_received {:instance, wasm}
     GenServer.stop(pid)
     assert {:error, %{reason: :closed}} = Beamr.IO.size(wasm)
@@ -1137,7 +1142,7 @@ defmodule Beamr.ServerTest do
 
     test "a process that has the instance cannot reach the state" do
       test = self()
-      start_counter(init: fn wasm -> send(test, {:instance, wasm}) && :ok end)
+      start_counter(init: fn wasm -> tell(test, {:instance, wasm}, :ok) end)
       assert_received {:instance, wasm}
       assert {:error, %ImportError{}} = Beamr.call(wasm, "f", [1])
     end
@@ -1241,7 +1246,11 @@ defmodule Beamr.ServerTest do
 
     @impl true
     def init(source) do
-      log = fn _wasm, n -> send(self(), {:log, n}) && n end
+      log = fn _wasm, n ->
+        send(self(), {:log, n})
+        n
+      end
+
       {:ok, wasm} = Beamr.instantiate(source, imports: %{"env" => %{"i" => log}})
       {:ok, {wasm, []}}
     end

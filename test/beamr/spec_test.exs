@@ -8,14 +8,13 @@ defmodule Beamr.SpecTest do
   @moduletag timeout: :infinity
 
   @folder Path.expand("../../tmp/spec", __DIR__)
-  @scripts "#{@folder}/**/*.term" |> Path.wildcard() |> Enum.sort()
+  @scripts for path <- "#{@folder}/**/*.term" |> Path.wildcard() |> Enum.sort(),
+               do: {path, path |> Path.relative_to(@folder) |> Path.rootname()}
 
   # Proposals that the engine does not have, and those that it has but does not enable unless
   # asked to: modules that need these may be refused as `:unsupported`, and nothing else may.
   @missing ["custom-descriptors"]
   @disabled ["custom-page-sizes", "threads", "wide-arithmetic"]
-  # Where the scripts have not been fetched, there is no test that asks.
-  _ = @missing
 
   # By script, the lines of assertions that a later version of the specification has withdrawn:
   # the scripts of a proposal stay as they were when it was finished.
@@ -43,30 +42,33 @@ defmodule Beamr.SpecTest do
   @failing %{}
 
   setup_all do
-    {:ok, counts} = Agent.start(fn -> %{} end)
+    {:ok, outcomes} = Agent.start(fn -> [] end)
 
     on_exit(fn ->
-      report(Agent.get(counts, & &1))
-      Agent.stop(counts)
+      outcomes |> Agent.get(& &1) |> Enum.reduce(%{}, &count/2) |> report()
+      Agent.stop(outcomes)
     end)
 
-    {:ok, counts: counts}
+    {:ok, outcomes: outcomes}
   end
 
   test "the scripts are there" do
     assert length(@scripts) > 300, "they are not in #{@folder}; bin/spec fetches them"
   end
 
-  for path <- @scripts do
-    name = path |> Path.relative_to(@folder) |> Path.rootname()
+  test "the lists are of scripts that are there" do
+    names = for {_path, name} <- @scripts, do: name
+    assert (Map.keys(@superseded) ++ Map.keys(@failing)) -- names == []
+    assert (@missing ++ @disabled) -- Enum.map(names, &Path.dirname/1) == []
+  end
+
+  for {path, name} <- @scripts do
     folder = Path.dirname(name)
     if folder in @missing, do: @tag(skip: "not in the engine")
+    @tag withdrawn: Map.get(@superseded, name, []), failing: Map.get(@failing, name, [])
 
-    test name, %{counts: counts} do
-      name = unquote(name)
+    test name, %{outcomes: all, withdrawn: withdrawn, failing: known} do
       script = unquote(path) |> File.read!() |> :erlang.binary_to_term()
-      withdrawn = Map.get(@superseded, name, [])
-      known = Map.get(@failing, name, [])
 
       outcomes =
         for {line, kind, outcome} <- Beamr.Spec.run(script) do
@@ -76,7 +78,7 @@ defmodule Beamr.SpecTest do
           end
         end
 
-      Agent.update(counts, &count(&1, outcomes))
+      Agent.update(all, &(outcomes ++ &1))
       failed = for {line, kind, {:failed, text}} <- outcomes, do: {line, kind, text}
       unsupported = for {line, _kind, :unsupported} <- outcomes, do: line
 
@@ -90,11 +92,9 @@ defmodule Beamr.SpecTest do
     end
   end
 
-  defp count(counts, outcomes) do
-    Enum.reduce(outcomes, counts, fn {_line, kind, outcome}, counts ->
-      outcome = with {outcome, _text} when outcome == :failed <- outcome, do: :failed
-      Map.update(counts, {kind, outcome}, 1, &(&1 + 1))
-    end)
+  defp count({_line, kind, outcome}, counts) do
+    outcome = with {outcome, _text} when outcome == :failed <- outcome, do: :failed
+    Map.update(counts, {kind, outcome}, 1, &(&1 + 1))
   end
 
   defp report(counts) do

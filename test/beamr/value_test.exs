@@ -40,8 +40,8 @@ defmodule Beamr.ValueTest do
   end
 
   defp signed(n, bits) do
-    <<signed::signed-size(bits)>> = <<n::size(bits)>>
-    signed
+    half = 2 ** (bits - 1)
+    Integer.mod(n + half, 2 * half) - half
   end
 
   # The bits of a float, as the signed integer that the guest answers for them.

@@ -39,8 +39,8 @@ defmodule Beamr.ViewTest do
     test "takes no other arguments" do
       wasm = guest()
       assert_raise FunctionClauseError, fn -> View.new(wasm, -1, 0) end
-      assert_raise FunctionClauseError, fn -> View.new(wasm, 0, 1.0) end
-      assert_raise FunctionClauseError, fn -> View.new("wasm", 0, 0) end
+      assert_raise FunctionClauseError, fn -> View.new(wasm, 0, untyped(1.0)) end
+      assert_raise FunctionClauseError, fn -> View.new(untyped("wasm"), 0, 0) end
       assert_raise ArgumentError, fn -> View.new(wasm, 0, 0, size: 1) end
     end
   end
@@ -127,8 +127,7 @@ defmodule Beamr.ViewTest do
           do: <<value::float-little-size(bits)>>,
           else: <<value::little-size(bits)>>
 
-      <<head::binary-size(offset), _::binary-size(size), tail::binary>> = before
-      assert View.to_binary!(view) == head <> bytes <> tail
+      assert View.to_binary!(view) == overwrite(before, offset, bytes)
       assert apply(View, read, [view, offset]) == {:ok, value}
 
       assert {Beamr.IO.read!(wasm, 0, pointer), Beamr.IO.read!(wasm, pointer + length, 8)} ==
@@ -274,10 +273,10 @@ defmodule Beamr.ViewTest do
   test "wrong arguments are refused by guards" do
     view = View.new!(guest(), 8, 16)
     assert_raise FunctionClauseError, fn -> View.read(view, -1, 1) end
-    assert_raise FunctionClauseError, fn -> View.read_i32(view, 1.0) end
-    assert_raise FunctionClauseError, fn -> View.write_i32(view, 0, "1") end
-    assert_raise FunctionClauseError, fn -> View.read_array(view, 0, :i24, 1) end
+    assert_raise FunctionClauseError, fn -> View.read_i32(view, untyped(1.0)) end
+    assert_raise FunctionClauseError, fn -> View.write_i32(view, 0, untyped("1")) end
+    assert_raise FunctionClauseError, fn -> View.read_array(view, 0, untyped(:i24), 1) end
     assert_raise FunctionClauseError, fn -> View.fill(view, 0, 256, 1) end
-    assert_raise ArgumentError, fn -> View.write(view, 0, [:no]) end
+    assert_raise ArgumentError, fn -> View.write(view, 0, untyped([:no])) end
   end
 end

@@ -456,11 +456,9 @@ defmodule Hostile.Calls do
   defp check({:error, :panicked}, mfa), do: Watch.find(:panic, mfa)
   defp check({_ref, {:error, :panicked}}, mfa), do: Watch.find(:panic, mfa)
 
-  defp check({:error, %{reason: _} = error}, {:beamr, _, _} = mfa) do
-    text = :beamr.format_error(error)
-    if is_binary(text) == false, do: Watch.find(:message, {mfa, error})
-  rescue
-    raised -> Watch.find(:message, {mfa, error.reason, raised.__struct__}, error)
+  # beamr:format_error/1 takes exceptions.
+  defp check({:error, %{reason: reason} = error}, {:beamr, _, _} = mfa) do
+    Watch.find(:message, {mfa, reason}, error)
   end
 
   defp check(_result, _mfa), do: :ok

@@ -407,7 +407,7 @@ defmodule Hostile.Terms do
   def mutated(bytes) do
     Enum.reduce(1..uniform(4), bytes, fn _, bytes ->
       at = uniform(byte_size(bytes)) - 1
-      <<before::binary-size(at), byte, rest::binary>> = bytes
+      {before, <<byte, rest::binary>>} = :erlang.split_binary(bytes, at)
 
       case uniform(8) do
         n when n <= 3 -> <<before::binary, byte(), rest::binary>>

@@ -122,7 +122,7 @@ defmodule Hostile.Watch do
   defp attempt(step, worker, index) do
     step.(worker, index)
   catch
-    kind, reason -> find(:broken, {kind, reason, hd(__STACKTRACE__)})
+    kind, reason -> find(:broken, {kind, reason, List.first(__STACKTRACE__)})
   end
 
   defp kill_one(nil, _live), do: nil

@@ -7,7 +7,7 @@ defmodule Beamr.RealGuests.QuickJSTest do
   @moduletag timeout: 120_000
 
   setup_all do
-    {:ok, module: Beamr.RealGuest.module!("quickjs")}
+    {:ok, compiled: Beamr.RealGuest.module!("quickjs")}
   end
 
   # A JavaScript function of a name in `functions` calls the Elixir function, with strings.
@@ -88,7 +88,7 @@ defmodule Beamr.RealGuests.QuickJSTest do
     end
   end
 
-  test "evaluates JavaScript", %{module: module} do
+  test "evaluates JavaScript", %{compiled: module} do
     wasm = engine(module)
     assert eval(wasm, "1 + 2") == {:ok, "3"}
     assert eval(wasm, "[3, 1, 2].sort().map(n => n * 2).join()") == {:ok, "2,4,6"}
@@ -97,7 +97,7 @@ defmodule Beamr.RealGuests.QuickJSTest do
     assert eval(wasm, "'été'.replace(/t(.)/u, '$1t')") == {:ok, "éét"}
   end
 
-  test "keeps what was defined, in one engine and no other", %{module: module} do
+  test "keeps what was defined, in one engine and no other", %{compiled: module} do
     [one, other] = [engine(module), engine(module)]
     assert {:ok, _} = eval(one, "function fib(n) { return n < 2 ? n : fib(n - 1) + fib(n - 2) }")
     assert eval(one, "fib(15)") == {:ok, "610"}
@@ -105,7 +105,7 @@ defmodule Beamr.RealGuests.QuickJSTest do
     assert message =~ "fib"
   end
 
-  test "exceptions are data, and the engine goes on", %{module: module} do
+  test "exceptions are data, and the engine goes on", %{compiled: module} do
     wasm = engine(module)
     assert {:error, {"SyntaxError", _message}} = eval(wasm, "let let = ;")
     assert eval(wasm, "throw new RangeError('too far')") == {:error, {"RangeError", "too far"}}
@@ -115,7 +115,7 @@ defmodule Beamr.RealGuests.QuickJSTest do
   end
 
   test "recursion without end is an exception, or a trap where JavaScript is granted too much",
-       %{module: module} do
+       %{compiled: module} do
     recursion = "(function f() { return 1 + f() })()"
     wasm = engine(module)
     Beamr.call!(wasm, "qjs_set_max_stack_size", [64 * 1024])
@@ -126,7 +126,7 @@ defmodule Beamr.RealGuests.QuickJSTest do
     assert {:error, %Beamr.Trap{reason: :stack_overflow}} = eval(engine(module), recursion)
   end
 
-  test "JavaScript calls Elixir, and Elixir JavaScript from there", %{module: module} do
+  test "JavaScript calls Elixir, and Elixir JavaScript from there", %{compiled: module} do
     test = self()
 
     wasm =
@@ -141,7 +141,7 @@ defmodule Beamr.RealGuests.QuickJSTest do
     assert eval(wasm, "upcase({toString: () => upcase('x') + 'y'})") == {:ok, "XY"}
   end
 
-  test "promises are settled when their jobs are run", %{module: module} do
+  test "promises are settled when their jobs are run", %{compiled: module} do
     wasm = engine(module)
     code = "var got; (async () => { got = await Promise.resolve('done') })(); String(got)"
     assert eval(wasm, code) == {:ok, "undefined"}
@@ -156,20 +156,20 @@ defmodule Beamr.RealGuests.QuickJSTest do
     end
   end
 
-  test "an endless loop is timed out", %{module: module} do
+  test "an endless loop is timed out", %{compiled: module} do
     wasm = engine(module)
 
     assert {:error, %Beamr.CallError{reason: :timeout}} =
              eval(wasm, "while (true) {}", timeout: 100)
   end
 
-  test "the clock and randomness are those that are granted", %{module: module} do
+  test "the clock and randomness are those that are granted", %{compiled: module} do
     fixed = fn -> engine(module, %{}, wasi: [clock: ~U[2024-02-29 12:00:00Z], random: 7]) end
     assert eval(fixed.(), "new Date().toISOString()") == {:ok, "2024-02-29T12:00:00.000Z"}
     assert eval(fixed.(), "Math.random()") == eval(fixed.(), "Math.random()")
   end
 
-  test "memory has its limit, and what needs more is told so", %{module: module} do
+  test "memory has its limit, and what needs more is told so", %{compiled: module} do
     wasm = engine(module, %{}, max_memory: 8 * 1024 * 1024)
     assert {:error, {name, message}} = eval(wasm, "'x'.repeat(2 ** 26).length")
     assert {name, message} == {"InternalError", "out of memory"}

@@ -10,7 +10,7 @@ defmodule Beamr.RealGuests.SQLiteTest do
   @megabyte 1024 * 1024
 
   setup_all do
-    {:ok, module: Beamr.RealGuest.module!("sqlite")}
+    {:ok, compiled: Beamr.RealGuest.module!("sqlite")}
   end
 
   defp start(module, opts \\ []) do
@@ -24,7 +24,7 @@ defmodule Beamr.RealGuests.SQLiteTest do
   end
 
   describe "a database in memory" do
-    setup %{module: module} do
+    setup %{compiled: module} do
       {:ok, db: start(module)}
     end
 
@@ -118,7 +118,7 @@ defmodule Beamr.RealGuests.SQLiteTest do
   end
 
   test "100,000 rows are inserted and summed in a supervised server, which a trap restarts",
-       %{module: module} do
+       %{compiled: module} do
     db = start(module, name: __MODULE__.Big)
     create = "create table t (id integer primary key, x integer, name text)"
     insert = "insert into t (x, name) values (?, ?)"
@@ -142,7 +142,7 @@ defmodule Beamr.RealGuests.SQLiteTest do
     assert SQLite.query(__MODULE__.Big, "select sum(x) from t") == {:ok, [[55]]}
   end
 
-  test "a query without end is ended, and the database is started afresh", %{module: module} do
+  test "a query without end is ended, and the database is started afresh", %{compiled: module} do
     db = start(module, name: __MODULE__.Endless)
 
     endless =
@@ -155,7 +155,7 @@ defmodule Beamr.RealGuests.SQLiteTest do
     assert SQLite.query(__MODULE__.Endless, "select 1") == {:ok, [[1]]}
   end
 
-  test "a query that wants more memory than there may be is told so", %{module: module} do
+  test "a query that wants more memory than there may be is told so", %{compiled: module} do
     db = start(module, max_memory: 8 * @megabyte)
 
     assert {:error, %SQLite.Error{code: 7, message: "out of memory"}} =
@@ -171,7 +171,7 @@ defmodule Beamr.RealGuests.SQLiteTest do
       start(module, dir: dir, path: "/data/test.db", name: name)
     end
 
-    test "outlives its process", %{module: module, tmp_dir: dir} do
+    test "outlives its process", %{compiled: module, tmp_dir: dir} do
       name = __MODULE__.File
       db = file(module, dir, name)
       assert {:ok, []} = SQLite.query(db, "create table t (x)")
@@ -184,7 +184,7 @@ defmodule Beamr.RealGuests.SQLiteTest do
       assert SQLite.query(name, "pragma integrity_check") == {:ok, [["ok"]]}
     end
 
-    test "a transaction that a trap cuts off is undone", %{module: module, tmp_dir: dir} do
+    test "a transaction that a trap cuts off is undone", %{compiled: module, tmp_dir: dir} do
       name = __MODULE__.CutOff
       db = file(module, dir, name)
       assert {:ok, []} = SQLite.query(db, "create table t (x)")
@@ -208,7 +208,7 @@ defmodule Beamr.RealGuests.SQLiteTest do
       assert SQLite.query(name, "pragma integrity_check") == {:ok, [["ok"]]}
     end
 
-    test "is a file like any other", %{module: module, tmp_dir: dir} do
+    test "is a file like any other", %{compiled: module, tmp_dir: dir} do
       db = file(module, dir, nil)
       assert {:ok, []} = SQLite.query(db, "create table t (x)")
       assert {:ok, []} = SQLite.query(db, "insert into t values ('seen')")
@@ -221,7 +221,7 @@ defmodule Beamr.RealGuests.SQLiteTest do
       end
     end
 
-    test "one that cannot be opened stops its server", %{module: module, tmp_dir: dir} do
+    test "one that cannot be opened stops its server", %{compiled: module, tmp_dir: dir} do
       Process.flag(:trap_exit, true)
       {:ok, db} = SQLite.start_link(module: module, dir: dir, path: "/elsewhere/test.db")
       assert_receive {:EXIT, ^db, {:shutdown, %SQLite.Error{code: 14}}}, 10_000

@@ -6,10 +6,10 @@ defmodule Beamr.RealGuests.XxhashTest do
   @moduletag :real_guests
 
   setup_all do
-    {:ok, module: Beamr.RealGuest.module!("xxhash")}
+    {:ok, compiled: Beamr.RealGuest.module!("xxhash")}
   end
 
-  setup %{module: module} do
+  setup %{compiled: module} do
     {:ok, wasm: Beamr.instantiate!(module)}
   end
 

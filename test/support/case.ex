@@ -102,9 +102,12 @@ defmodule Beamr.Case do
     end
   end
 
-  @doc "Waits until a process waits for a message."
+  @doc "Waits until a process waits for a message. One that has ended fails the test."
   def await_waiting(pid) do
-    eventually(fn -> Process.info(pid, :status) == {:status, :waiting} end)
+    eventually(fn ->
+      assert {:status, status} = Process.info(pid, :status)
+      status == :waiting
+    end)
   end
 
   @doc "Kills a process and waits until it is gone."
@@ -113,6 +116,19 @@ defmodule Beamr.Case do
     Process.unlink(pid)
     Process.exit(pid, :kill)
     assert_receive {:DOWN, ^monitor, :process, ^pid, _reason}, 10_000
+  end
+
+  @doc """
+  The term, but of a type that the compiler does not know. It warns of calls with what their guards
+  refuse, where it sees that.
+  """
+  def untyped(term), do: term
+
+  @doc "The binary with `bytes` in the place of as many, from `at` on."
+  def overwrite(binary, at, bytes) do
+    {before, rest} = :erlang.split_binary(binary, at)
+    {_overwritten, rest} = :erlang.split_binary(rest, byte_size(bytes))
+    before <> bytes <> rest
   end
 
   @doc """

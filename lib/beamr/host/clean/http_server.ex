@@ -7,7 +7,12 @@ defmodule Beamr.Host.Clean.HTTPServer do
   (nil for any). It answers `:ok`, or else the guest gets -1. `Beamr.Host.Clean.Server` serves what
   it is told.
 
-      hosts: [{Beamr.Host.Clean.HTTPServer, fn what -> send(pid, what) && :ok end}]
+      tell = fn what ->
+        send(pid, what)
+        :ok
+      end
+
+      hosts: [{Beamr.Host.Clean.HTTPServer, tell}]
   """
 
   use Beamr.Host, module: "env", types: Beamr.Host.Clean.Types
