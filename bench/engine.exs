@@ -7,6 +7,7 @@
 # for a batch whenever Beamr has done one.
 
 Code.require_file("measure.exs", __DIR__)
+Code.require_file("large.exs", __DIR__)
 
 defmodule Bench.Engine do
   import Bench.Measure
@@ -78,6 +79,7 @@ defmodule Bench.Engine do
     if plain do
       with_plain(plain, @guest, &compute/1)
       with_plain(plain, @small, &instances/1)
+      with_plain(plain, Bench.Large.module(), &compilation/1)
     else
       fact("plain wasmtime was not measured: cargo is not there, and BEAMR_PLAIN is not set")
     end
@@ -117,6 +119,13 @@ defmodule Bench.Engine do
     compare("instantiate and close", close, "wasmtime", ask(plain, "instantiate 0"))
   end
 
+  defp compilation(plain) do
+    header("Beamr and plain wasmtime: compilation")
+    wasm = Bench.Large.module()
+    compile = fn -> Beamr.compile!(wasm, cache: nil) end
+    compare("compile #{byte_size(wasm)} bytes", compile, "wasmtime", ask(plain, "compile 0"))
+  end
+
   defp call(wasm, function, argument) do
     fn -> {:ok, [_]} = Beamr.call(wasm, function, [argument], timeout: :infinity) end
   end
@@ -133,9 +142,9 @@ defmodule Bench.Engine do
      end}
   end
 
-  defp with_plain(program, wat, measure) do
-    path = Path.join(System.tmp_dir!(), "beamr-bench-#{System.pid()}.wat")
-    File.write!(path, wat)
+  defp with_plain(program, source, measure) do
+    path = Path.join(System.tmp_dir!(), "beamr-bench-#{System.pid()}")
+    File.write!(path, source)
 
     try do
       options = [:binary, :exit_status, {:line, 100}, {:args, [path]}]

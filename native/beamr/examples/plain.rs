@@ -86,7 +86,8 @@ fn main() -> Result<()> {
         }
     });
 
-    let module = Module::new(&engine, std::fs::read(path)?)?;
+    let source = std::fs::read(path)?;
+    let module = Module::new(&engine, &source)?;
     let pre = Linker::new(&engine).instantiate_pre(&module)?;
     let mut guest = instantiate(&pre, &engine)?;
     let mut fresh = Store::new(&engine, ());
@@ -102,6 +103,11 @@ fn main() -> Result<()> {
         let start = Instant::now();
         match name {
             "direct" => call_directly(&mut direct, count)?,
+            "compile" => {
+                for _ in 0..count {
+                    drop(Module::new(&engine, &source)?);
+                }
+            }
             "instantiate" => {
                 for _ in 0..count {
                     drop(instantiate(&pre, &engine)?);
