@@ -96,6 +96,18 @@ defmodule Bench.Measure do
   @doc "Takes what was kept: `{:row, title, label, ns, baseline, ns}` and `{:fact, title, text}`."
   def take_figures, do: Enum.reverse(Process.delete(:bench_figures) || [])
 
+  @doc "Bytes that this node has in physical memory, as Linux tells it."
+  def resident_bytes do
+    # The second number is that of resident pages.
+    with {:ok, text} <- File.read("/proc/self/statm") do
+      text |> String.split() |> Enum.at(1) |> String.to_integer() |> Kernel.*(4096)
+    else
+      _ -> 0
+    end
+  end
+
+  def kib(bytes), do: "#{Float.round(bytes / 1024, 1)} KiB"
+
   def time(ns) when ns < 1_000, do: "#{round(ns)} ns"
   def time(ns) when ns < 1_000_000, do: "#{Float.round(ns / 1_000, 2)} µs"
   def time(ns), do: "#{Float.round(ns / 1_000_000, 2)} ms"

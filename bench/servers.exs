@@ -185,17 +185,6 @@ defmodule Bench.Servers do
     for pid <- Process.list(), do: :erlang.garbage_collect(pid)
     :erlang.memory(:total)
   end
-
-  # The second number is that of resident pages.
-  defp resident_bytes do
-    with {:ok, text} <- File.read("/proc/self/statm") do
-      text |> String.split() |> Enum.at(1) |> String.to_integer() |> Kernel.*(4096)
-    else
-      _ -> 0
-    end
-  end
-
-  defp kib(bytes), do: "#{Float.round(bytes / 1024, 1)} KiB"
 end
 
 Bench.Servers.run()
