@@ -486,6 +486,25 @@ defmodule Beamr.AllocatorTest do
       assert {:ok, _} = Allocator.stats(kept)
     end
 
+    test "when its owner ends, so that another can be made at once in its place" do
+      wasm = pages(2)
+      test = self()
+
+      owner =
+        spawn(fn ->
+          send(test, Bump.new!(wasm))
+          Process.sleep(:infinity)
+        end)
+
+      assert_receive %Bump{} = bump
+      :sys.suspend(bump.pid)
+      kill(owner)
+      assert Process.alive?(bump.pid)
+      assert {:ok, _} = Bump.new(wasm)
+      :sys.resume(bump.pid)
+      eventually(fn -> not Process.alive?(bump.pid) end)
+    end
+
     test "when its instance is closed" do
       wasm = pages(2)
       bump = Bump.new!(wasm)

@@ -72,10 +72,14 @@ defmodule Beamr.Allocator.Regions do
     {:noreply, keys}
   end
 
-  defp in_the_way?({_key, pid, memory, region, _kind, _owner}, wanted_memory, wanted) do
+  # An allocator whose owner is dead is about to end: who takes that owner's place, under a
+  # supervisor say, need not wait for it.
+  defp in_the_way?({_key, pid, memory, region, _kind, owner}, wanted_memory, wanted) do
     (memory == wanted_memory or memory == nil or wanted_memory == nil) and
-      overlap?(region, wanted) and Process.alive?(pid)
+      overlap?(region, wanted) and Process.alive?(pid) and alive?(owner)
   end
+
+  defp alive?(owner), do: node(owner) != node() or Process.alive?(owner)
 
   defp overlap?(nil, _b), do: false
   defp overlap?(_a, nil), do: false
