@@ -480,8 +480,10 @@ defmodule Bench.Soak do
   defp end_of(pid, monitor) do
     Process.exit(pid, :kill)
 
+    # What it raised before that ends the soak.
     receive do
-      {:DOWN, ^monitor, :process, ^pid, _reason} -> :ok
+      {:DOWN, ^monitor, :process, ^pid, reason} ->
+        if reason not in [:killed, :normal, :noproc], do: exit(reason)
     end
   end
 
