@@ -15,7 +15,7 @@ use wasmtime::{
     Config, Engine, Instance, InstancePre, Linker, Module, Result, Store, UpdateDeadline, Val,
 };
 
-/// As in `engine.rs` and `store.rs`.
+/// The first two as in `engine.rs`; a slice, in ticks, as `slice.rs` has it beside other guests.
 const STACK: usize = 512 * 1024;
 const TICK: std::time::Duration = std::time::Duration::from_micros(200);
 const SLICE: u64 = 5;

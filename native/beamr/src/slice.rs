@@ -16,7 +16,7 @@ pub enum Slice {
     /// A normal scheduler, mostly: the first of a call or after an import, a tick or two long
     /// because it can begin anywhere within a tick.
     First,
-    /// A normal scheduler, of which no other process has had anything meanwhile.
+    /// A normal scheduler, which every process needs: as short as can be.
     Normal,
     /// A dirty scheduler. Longer, since changing hands there costs microseconds.
     Dirty,
