@@ -52,6 +52,11 @@ defmodule Beamr do
     * `:deterministic` - `true` to make the result of every call depend on its inputs alone, on
       every machine: NaNs are canonical and relaxed SIMD instructions behave in one way. Meters
       as well, and the fuel used is the same everywhere. `false` unless given.
+    * `:compact` - `true` for a module of which a node is to have very many instances: a hundred
+      thousand, or a million. Otherwise each memory reserves 4 GiB of address space, so that code
+      needs no bounds checks, and some 32,000 fit on a node. A compact one takes no more than
+      twice its length, its bounds are checked by instructions (code that does little but access
+      memory takes up to twice the time), and it moves when it grows. `false` unless given.
     * `:cache` - a folder that compiled modules are kept in: what was compiled before, by this
       node or another, is only loaded. nil for none; unless given, what
       `config :beamr, cache_dir: path` says.
@@ -106,10 +111,10 @@ defmodule Beamr do
   # The options of the engine that code is compiled for.
   @spec engine_options!(keyword()) :: [atom()]
   def engine_options!(opts) do
-    opts = Keyword.validate!(opts, fuel: false, deterministic: false)
+    opts = Keyword.validate!(opts, fuel: false, deterministic: false, compact: false)
     for {name, value} <- opts, do: check!(is_boolean(value), name, value, "true or false")
     metered = opts[:fuel] or opts[:deterministic]
-    for {name, true} <- [fuel: metered, deterministic: opts[:deterministic]], do: name
+    for {name, true} <- Keyword.put(opts, :fuel, metered), do: name
   end
 
   @doc "As `compile/2`, but raises the error."

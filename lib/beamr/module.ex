@@ -88,8 +88,8 @@ defmodule Beamr.Module do
   not trust with the whole node**: it is checked for accidents, not for malice, and somebody who
   wants to can make one that does anything.
 
-  With the option `:fuel` or `:deterministic` (see `Beamr.compile/2`) the module must have been
-  compiled with just these; without options it has those it was compiled with.
+  With the options `:fuel`, `:deterministic` or `:compact` (see `Beamr.compile/2`) the module must
+  have been compiled with just these; without options it has those it was compiled with.
 
   Fails with `Beamr.CompileError`: `:damaged` for what is no serialized module, or not as it was
   written; `:incompatible` for one of another version or processor, or with other options.

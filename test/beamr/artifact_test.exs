@@ -81,7 +81,9 @@ defmodule Beamr.ArtifactTest do
             {[fuel: false], false},
             {[fuel: true], true},
             {[deterministic: true], true},
-            {[fuel: true, deterministic: true], true}
+            {[fuel: true, deterministic: true], true},
+            {[compact: true], false},
+            {[fuel: true, compact: true], true}
           ] do
         binary = Module.serialize(Beamr.compile!(answer(1), opts))
         assert binary |> Module.deserialize_trusted!() |> Module.metered?() == metered
@@ -102,6 +104,10 @@ defmodule Beamr.ArtifactTest do
       assert reason(plain, deterministic: true) == :incompatible
       assert reason(fuel, fuel: false) == :incompatible
       assert reason(fuel, deterministic: true) == :incompatible
+      assert reason(plain, compact: true) == :incompatible
+      compact = Module.serialize(Beamr.compile!(answer(1), compact: true))
+      assert reason(compact, compact: false) == :incompatible
+      assert reason(compact, compact: true, fuel: true) == :incompatible
       {:error, error} = Module.deserialize_trusted(fuel, fuel: false)
       assert error.detail =~ "fuel: true"
     end
@@ -209,11 +215,13 @@ defmodule Beamr.ArtifactTest do
     test "is made for its owner only, and holds one entry for each source and options", %{
       folder: folder
     } do
-      for _ <- 1..2, opts <- [[], [fuel: true], [deterministic: true]], n <- 1..2 do
+      for _ <- 1..2,
+          opts <- [[], [fuel: true], [deterministic: true], [compact: true]],
+          n <- 1..2 do
         assert answer(n) |> Beamr.compile!([cache: folder] ++ opts) |> ask() == [n]
       end
 
-      assert length(entries(folder)) == 6
+      assert length(entries(folder)) == 8
       assert Bitwise.band(File.stat!(folder).mode, 0o777) == 0o700
 
       for entry <- entries(folder),

@@ -561,7 +561,7 @@ defmodule Beamr.LimitsTest do
     end
 
     test "is true or false" do
-      for name <- [:deterministic, :fuel], value <- [nil, 1, :yes] do
+      for name <- [:deterministic, :fuel, :compact], value <- [nil, 1, :yes] do
         assert_raise ArgumentError, ~r/#{inspect(name)} must be true or false/, fn ->
           Beamr.compile("(module)", [{name, value}])
         end

@@ -53,12 +53,14 @@ defmodule Hostile.Guests do
     module = if Terms.chance(35), do: Terms.mutated(module), else: module
     File.write!("module-#{worker}.wasm", module, [:raw])
     note(worker, index, :compile, [number, module])
-    options = Terms.pick([[], [], [fuel: true], [deterministic: true]])
+    options = Terms.pick([[], [], [fuel: true], [deterministic: true], [compact: true]])
     count(:modules)
 
     case Beamr.compile(module, options) do
       {:ok, compiled} ->
-        compiled |> instantiate(options != [], worker, index) |> use_it(worker, index)
+        compiled
+        |> instantiate(Beamr.Module.metered?(compiled), worker, index)
+        |> use_it(worker, index)
 
       {:error, error} ->
         message(error)

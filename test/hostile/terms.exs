@@ -265,8 +265,8 @@ defmodule Hostile.Terms do
   defp known_option(:align), do: pick([1, 2, 4, 8, 16, 64, 65_536, natural()])
   defp known_option(:max_memory), do: pick([0, 65_536, 1_000_000, natural()])
 
-  defp known_option(flag) when flag in [:fuel, :deterministic, :unsigned, :wrap, :grow, :follow],
-    do: pick([true, false, natural()])
+  @flags [:fuel, :deterministic, :compact, :unsigned, :wrap, :grow, :follow]
+  defp known_option(flag) when flag in @flags, do: pick([true, false, natural()])
 
   defp known_option(_name), do: pick([natural(), true, false, nil, string(), any()])
 

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use wasmtime::Module;
 
 use crate::atoms;
-use crate::engine::{self, Options};
+use crate::engine::{self, Memory, Options};
 use crate::framing::{self, Body, MAGIC, VERSION};
 use crate::list::List;
 use crate::memory;
@@ -33,7 +33,7 @@ fn write(compiled: &Compiled) -> wasmtime::Result<Vec<u8>> {
 fn read(artifact: &[u8], expected: Option<Options>) -> Result<Compiled, CompileFault> {
     let Body { options, sections, image } = framing::read(artifact)?;
     let options = Options::from_bits(options).ok_or(CompileFault::Damaged)?;
-    if expected.is_some_and(|expected| expected != options) {
+    if expected.is_some_and(|expected| !options.satisfy(expected)) {
         let message = format!("it was compiled with {}", describe(options));
         return Err(CompileFault::Incompatible(message));
     }
@@ -59,12 +59,13 @@ impl From<framing::Refusal> for CompileFault {
     }
 }
 
-fn describe(options: Options) -> &'static str {
-    match options {
+fn describe(options: Options) -> String {
+    let of_code = match options {
         Options { deterministic: true, .. } => "deterministic: true",
         Options { fuel: true, .. } => "fuel: true",
         _ => "neither fuel: true nor deterministic: true",
-    }
+    };
+    format!("{of_code}, compact: {}", options.memory == Memory::Compact)
 }
 
 /// The module of this source from the cache in this folder, or compiled and put there.

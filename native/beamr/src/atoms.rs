@@ -142,6 +142,7 @@ rustler::atoms! {
 
     // options
     fuel,
+    compact,
     deterministic,
     max_memory,
     max_table_elements,

@@ -13,10 +13,10 @@ use std::time::Duration;
 use rustler::Atom;
 use wasmtime::{Config, Engine};
 
-use crate::stack::Stacks;
-
 use crate::atoms;
+use crate::linear::{Compact, Reserving};
 use crate::rest::Rest;
+use crate::stack::Stacks;
 
 /// The unit in which slices are counted.
 pub const TICK: Duration = Duration::from_micros(200);
@@ -33,6 +33,24 @@ const DEFAULT_MAX_STACK: usize = 512 * 1024;
 pub struct Options {
     pub fuel: bool,
     pub deterministic: bool,
+    pub memory: Memory,
+}
+
+/// How the memories of a module are made.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub enum Memory {
+    /// In address space that is used again and again, with the module's data copied to it.
+    #[default]
+    Reserved,
+    /// Each mapped for itself, for modules with so much data that they had better share it until
+    /// they write to it.
+    Mapped,
+    /// As long as they are, so that many have room.
+    Compact,
+}
+
+impl Memory {
+    const ALL: [Memory; 3] = [Memory::Reserved, Memory::Mapped, Memory::Compact];
 }
 
 impl Options {
@@ -40,21 +58,45 @@ impl Options {
         Options {
             fuel: names.contains(&atoms::fuel()),
             deterministic: names.contains(&atoms::deterministic()),
+            memory: match names.contains(&atoms::compact()) {
+                true => Memory::Compact,
+                false => Memory::Reserved,
+            },
         }
     }
 
-    /// One bit for each option.
+    /// For a module with so many bytes of data.
+    pub fn with_data(mut self, bytes: usize) -> Self {
+        if self.memory == Memory::Reserved && bytes > MUCH_DATA {
+            self.memory = Memory::Mapped;
+        }
+        self
+    }
+
+    /// Whether these are the options that one who wants `wanted` asks for: how much data there is
+    /// is the module's own affair.
+    pub fn satisfy(self, wanted: Options) -> bool {
+        let of_user = |options: Options| {
+            (options.fuel, options.deterministic, options.memory == Memory::Compact)
+        };
+        of_user(self) == of_user(wanted)
+    }
+
+    /// One bit for each of the first two, and two for the third.
     pub fn bits(self) -> u8 {
-        u8::from(self.fuel) + 2 * u8::from(self.deterministic)
+        u8::from(self.fuel) + 2 * u8::from(self.deterministic) + 4 * self.memory as u8
     }
 
     pub fn from_bits(bits: u8) -> Option<Self> {
-        let options = Options { fuel: bits & 1 != 0, deterministic: bits & 2 != 0 };
-        (options.bits() == bits).then_some(options)
+        let memory = *Memory::ALL.get(usize::from(bits >> 2))?;
+        Some(Options { fuel: bits & 1 != 0, deterministic: bits & 2 != 0, memory })
     }
 }
 
-static ENGINES: [OnceLock<Engine>; 4] = [const { OnceLock::new() }; 4];
+/// To copy so many bytes of data takes as long as to map them.
+const MUCH_DATA: usize = 32 * 1024;
+
+static ENGINES: [OnceLock<Engine>; 12] = [const { OnceLock::new() }; 12];
 static MAX_STACK: AtomicUsize = AtomicUsize::new(DEFAULT_MAX_STACK);
 
 /// Sets the guest stack size, in bytes, of every engine made from now on.
@@ -83,6 +125,20 @@ fn config(options: Options) -> Config {
         .cranelift_nan_canonicalization(options.deterministic)
         .relaxed_simd_deterministic(options.deterministic)
         .wasm_backtrace_details(wasmtime::WasmBacktraceDetails::Disable);
+    match options.memory {
+        Memory::Mapped => {}
+        Memory::Reserved => {
+            config.memory_init_cow(false).with_host_memory(Arc::new(Reserving::default()));
+        }
+        Memory::Compact => {
+            config
+                .memory_init_cow(false)
+                .memory_reservation(0)
+                .memory_guard_size(0)
+                .memory_reservation_for_growth(0)
+                .with_host_memory(Arc::new(Compact::default()));
+        }
+    }
     config
 }
 

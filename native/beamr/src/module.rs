@@ -20,7 +20,7 @@ use crate::count::{self, Live};
 use crate::diagnosis::{Diagnosis, Kind};
 use crate::engine::{self, Options};
 use crate::list::List;
-use crate::sections::{CustomSections, custom_sections};
+use crate::sections::{CustomSections, custom_sections, data_size};
 use crate::store::Host;
 use crate::value::{self, Signature};
 use crate::wasi::{self, Function};
@@ -377,6 +377,7 @@ pub fn compile(source: &[u8], options: Options) -> Result<Compiled, CompileFault
     if binary.get(4..8).is_some_and(|version| version[2..] == [1, 0]) {
         return Err(CompileFault::Component);
     }
+    let options = options.with_data(data_size(&binary));
     engine::get(options)
         .and_then(|engine| Module::from_binary(engine, &binary))
         .and_then(|module| Compiled::new(module, options, custom_sections(&binary)))

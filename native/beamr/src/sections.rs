@@ -1,4 +1,4 @@
-//! The custom sections of a module's bytes. `native/fuzz` includes this file.
+//! The sections of a module's bytes. `native/fuzz` includes this file.
 //!
 //! Invariant: no bytes make it panic; what it answers is meant for modules that are valid, which
 //! wasmtime finds out.
@@ -6,21 +6,32 @@
 /// Name and size in bytes of each custom section.
 pub type CustomSections = Vec<(Box<str>, usize)>;
 
-/// The custom sections of a valid module: id 0, the section's size, and the name in front of
-/// its contents.
+const CUSTOM: u8 = 0;
+const DATA: u8 = 11;
+
+/// The custom sections of a valid module, which have the name in front of their contents.
 pub fn custom_sections(binary: &[u8]) -> CustomSections {
-    let mut sections = Vec::new();
+    sections(binary)
+        .filter(|(id, _)| *id == CUSTOM)
+        .filter_map(|(_, section)| split_sized(section))
+        .map(|(name, contents)| (String::from_utf8_lossy(name).into(), contents.len()))
+        .collect()
+}
+
+/// How many bytes of a valid module are data for its memories.
+pub fn data_size(binary: &[u8]) -> usize {
+    sections(binary).filter(|(id, _)| *id == DATA).map(|(_, section)| section.len()).sum()
+}
+
+/// Id and contents of each section.
+fn sections(binary: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut rest = binary.get(8..).unwrap_or_default();
-    while let Some((&id, after)) = rest.split_first() {
-        let Some((section, after)) = split_sized(after) else { break };
-        if id == 0
-            && let Some((name, contents)) = split_sized(section)
-        {
-            sections.push((String::from_utf8_lossy(name).into(), contents.len()));
-        }
+    std::iter::from_fn(move || {
+        let (&id, after) = rest.split_first()?;
+        let (section, after) = split_sized(after)?;
         rest = after;
-    }
-    sections
+        Some((id, section))
+    })
 }
 
 /// The bytes that a LEB128 length stands before, and those behind them.

@@ -1,64 +1,101 @@
 //! The stacks that guests run on, kept for others when they are given back.
 //!
-//! A store keeps the stack of its last call, but each call nested in another needs one more, and
-//! to map it, fault it in and unmap it again costs many times what the call does. Invariant: a
-//! stack is either free, here, or in use by one fiber.
+//! A store keeps the stack of its last call, and each call nested in another needs one more: to
+//! map a stack, fault it in and unmap it again would cost many times what the call does.
+//! Invariant: a stack is either free, here, or in use by one fiber.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use wasmtime::{StackCreator, StackMemory};
-use wasmtime_internal_fiber::FiberStack;
 
-/// More stacks than these are unmapped when they are given back. What a stack has been used of,
-/// mostly a few pages, stays resident.
-const KEPT: usize = 256;
+use crate::mapping::{self, Mapping, Part};
+use crate::spares::Spares;
 
+/// As many free stacks keep the physical memory that they have been used of, mostly a few pages.
+const WARM: usize = 256;
+
+/// Stacks are mapped by the dozen: the system bounds the number of mappings, and where guard
+/// pages are none of their own to it, it takes those beside each other for one.
+const AT_ONCE: usize = 16;
+
+/// The stacks of an engine, which asks for one size only.
 #[derive(Default)]
-pub struct Stacks(Arc<Mutex<Vec<FiberStack>>>);
+pub struct Stacks(Arc<Mutex<Spares<Part>>>);
 
 struct Stack {
     /// None once it has been given back.
-    mapped: Option<FiberStack>,
-    free: Arc<Mutex<Vec<FiberStack>>>,
+    part: Option<Part>,
+    /// Without the guard page, which is the part's lowest.
+    range: Range<usize>,
+    spares: Arc<Mutex<Spares<Part>>>,
 }
 
-// SAFETY: the stacks are those that wasmtime maps for itself, with a guard page below, of the
-// size that is asked for: an engine asks for stacks of one size only, and each has its own pool.
-unsafe impl StackCreator for Stacks {
-    fn new_stack(&self, size: usize, zeroed: bool) -> wasmtime::Result<Box<dyn StackMemory>> {
-        let kept = if zeroed { None } else { self.0.lock().pop() };
-        let mapped = match kept {
-            Some(stack) => stack,
-            None => FiberStack::new(size, zeroed)?,
-        };
-        Ok(Box::new(Stack { mapped: Some(mapped), free: self.0.clone() }))
+impl Stacks {
+    fn take(&self, length: usize) -> io::Result<Part> {
+        if let Some(part) = self.0.lock().take() {
+            return Ok(part);
+        }
+        let whole = Mapping::zeros(AT_ONCE * length)?;
+        whole.take_small_pages();
+        let parts: Vec<_> = Part::all(whole, length).collect();
+        for part in &parts {
+            part.guard()?;
+        }
+        let mut spares = self.0.lock();
+        for part in parts {
+            spares.give_cold(part);
+        }
+        spares.take().ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 }
 
-// SAFETY: all three answers are wasmtime's own, for a mapping that lives as long as this does.
+// SAFETY: a stack is memory that nobody else uses, of the size that is asked for, with a page
+// below it that cannot be touched. It is mapped until the engine is done with it.
+unsafe impl StackCreator for Stacks {
+    fn new_stack(&self, size: usize, zeroed: bool) -> wasmtime::Result<Box<dyn StackMemory>> {
+        let guard = mapping::page();
+        let length = mapping::pages(size).and_then(|size| size.checked_add(guard));
+        let part = self.take(length.ok_or(io::ErrorKind::OutOfMemory).map_err(io::Error::from)?)?;
+        if zeroed {
+            part.discard(part.length())?;
+        }
+        let base = part.base() as usize;
+        let range = base + guard..base + part.length();
+        Ok(Box::new(Stack { part: Some(part), range, spares: self.0.clone() }))
+    }
+}
+
+// SAFETY: the answers are of one part of a mapping, which this keeps.
 unsafe impl StackMemory for Stack {
     fn top(&self) -> *mut u8 {
-        self.mapped.as_ref().and_then(FiberStack::top).unwrap_or(std::ptr::null_mut())
+        self.range.end as *mut u8
     }
 
     fn range(&self) -> Range<usize> {
-        self.mapped.as_ref().and_then(FiberStack::range).unwrap_or_default()
+        self.range.clone()
     }
 
     fn guard_range(&self) -> Range<*mut u8> {
-        let none = std::ptr::null_mut()..std::ptr::null_mut();
-        self.mapped.as_ref().and_then(FiberStack::guard_range).unwrap_or(none)
+        let end = self.range.start as *mut u8;
+        end.wrapping_sub(mapping::page())..end
     }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        let Some(stack) = self.mapped.take() else { return };
-        let mut free = self.free.lock();
-        if free.len() < KEPT {
-            free.push(stack);
+        let Some(part) = self.part.take() else { return };
+        {
+            let mut spares = self.spares.lock();
+            if spares.warm() < WARM {
+                spares.give_warm(part);
+                return;
+            }
         }
+        // Where the system cannot take the memory, it stays with the stack.
+        let _ = part.discard(part.length());
+        self.spares.lock().give_cold(part);
     }
 }
