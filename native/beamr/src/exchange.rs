@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant as Clock};
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use crate::call::{Args, Outcome, Target};
 use crate::error::{Fault, Stop};
@@ -76,7 +77,7 @@ struct Slots {
     values: Vec<Value>,
     views: Vec<View>,
     /// One for each call that has begun and not ended, outermost first.
-    frames: Vec<Frame>,
+    frames: SmallVec<[Frame; 1]>,
     /// The imports that are suspended, outermost first.
     awaiting: Vec<usize>,
 }

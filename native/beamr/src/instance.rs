@@ -66,7 +66,7 @@ pub struct InstanceResource {
     pub module: Arc<Compiled>,
     pub exchange: Arc<Exchange>,
     pub held: Held,
-    pub wasi: Option<wasi::Attached>,
+    pub wasi: Option<Box<wasi::Attached>>,
     max_depth: usize,
     in_flight: AtomicBool,
     /// Set for good by whoever closes the instance, who may have to wait for the lock: nobody is
@@ -80,6 +80,13 @@ pub struct InstanceResource {
 pub struct State {
     holder: Holder,
     exchange: Arc<Exchange>,
+    /// Few instances ever have one.
+    line: Option<Box<Line>>,
+}
+
+/// Who waits.
+#[derive(Default)]
+struct Line {
     queue: VecDeque<Waiter>,
     /// Whose turn it is, once the store is idle.
     turn: Option<Waiter>,
@@ -205,12 +212,22 @@ impl State {
     /// Gives the turn to whoever has waited longest and still lives; once the instance is
     /// closed, everyone may come and hear of it.
     fn pass_turn(&mut self, env: Env) {
-        while let Some(waiter) = self.queue.pop_front() {
+        let Some(line) = &mut self.line else { return };
+        while let Some(waiter) = line.queue.pop_front() {
             if waiter.call_up(env) && !matches!(self.holder, Holder::Closed) {
-                self.turn = Some(waiter);
+                line.turn = Some(waiter);
                 return;
             }
         }
+    }
+
+    /// Whose turn it is.
+    fn turn(&self) -> Option<LocalPid> {
+        self.line.as_ref()?.turn.as_ref().map(|waiter| waiter.pid)
+    }
+
+    fn take_turn(&mut self) -> Option<Waiter> {
+        self.line.as_mut()?.turn.take()
     }
 }
 
@@ -270,15 +287,15 @@ impl InstanceResource {
     }
 
     fn bury(&self, env: Env, state: &mut State, pid: LocalPid) {
-        state.queue.retain(|waiter| waiter.pid != pid);
-        if state.turn.as_ref().is_some_and(|waiter| waiter.pid == pid) {
-            state.turn = None;
+        if let Some(line) = &mut state.line {
+            line.queue.retain(|waiter| waiter.pid != pid);
+            line.turn.take_if(|waiter| waiter.pid == pid);
         }
         if matches!(&state.holder, Holder::Running(flight) if flight.caller == pid) {
             self.exchange.request_stop(Stop::CallerDied);
             self.run_out(state);
         }
-        if state.turn.is_none() && !matches!(state.holder, Holder::Running(_)) {
+        if state.turn().is_none() && !matches!(state.holder, Holder::Running(_)) {
             state.pass_turn(env);
         }
     }
@@ -377,8 +394,9 @@ impl InstanceResource {
 
     /// An import is suspended: whoever waits for the store can have it now.
     fn call_up_users(&self, env: Env, this: Term, state: &mut State) {
-        while let Some(at) = state.queue.iter().position(|waiter| waiter.wants == Wants::Store) {
-            if let Some(waiter) = state.queue.remove(at) {
+        let Some(line) = &mut state.line else { return };
+        while let Some(at) = line.queue.iter().position(|waiter| waiter.wants == Wants::Store) {
+            if let Some(waiter) = line.queue.remove(at) {
                 waiter.call_up(env);
                 self.unwatch(env, this, Some(waiter.monitor));
             }
@@ -440,8 +458,8 @@ impl InstanceResource {
                 Holder::Closed => {
                     return Admission::Refused(error::encode(env, &Fault::Stop(Stop::Closed)));
                 }
-                Holder::Idle(_) if state.turn.as_ref().is_none_or(|waiter| waiter.pid == me) => {
-                    return Admission::Idle(state.turn.take());
+                Holder::Idle(_) if state.turn().is_none_or(|turn| turn == me) => {
+                    return Admission::Idle(state.take_turn());
                 }
                 Holder::Running(flight)
                     if (flight.caller == me || wants == Wants::Store)
@@ -547,7 +565,7 @@ impl InstanceResource {
             return error::encode(env, &Fault::Stop(Stop::CallerDied));
         };
         let turn = env.make_ref();
-        state.queue.push_back(Waiter {
+        state.line.get_or_insert_default().queue.push_back(Waiter {
             pid: me,
             wants,
             monitor,
@@ -560,12 +578,13 @@ impl InstanceResource {
     /// message is there or on its way. Its turn is passed on then.
     fn leave(&self, env: Env, this: Term, state: &mut State) -> bool {
         let me = env.pid();
-        if let Some(at) = state.queue.iter().position(|waiter| waiter.pid == me) {
-            self.unwatch(env, this, state.queue.remove(at).map(|waiter| waiter.monitor));
+        let Some(line) = &mut state.line else { return false };
+        if let Some(at) = line.queue.iter().position(|waiter| waiter.pid == me) {
+            self.unwatch(env, this, line.queue.remove(at).map(|waiter| waiter.monitor));
             return true;
         }
-        if state.turn.as_ref().is_some_and(|waiter| waiter.pid == me) {
-            self.unwatch(env, this, state.turn.take().map(|waiter| waiter.monitor));
+        if let Some(waiter) = line.turn.take_if(|waiter| waiter.pid == me) {
+            self.unwatch(env, this, Some(waiter.monitor));
             state.pass_turn(env);
         }
         false
@@ -750,12 +769,7 @@ fn make<'a>(
         let _ = store.set_fuel(options.fuel.unwrap_or(u64::MAX));
     }
     exchange.begin(exchange::deadline(options.timeout), false);
-    let state = State {
-        holder: Holder::Closed,
-        exchange: exchange.clone(),
-        queue: VecDeque::new(),
-        turn: None,
-    };
+    let state = State { holder: Holder::Closed, exchange: exchange.clone(), line: None };
     let resource = ResourceArc::new(InstanceResource {
         id,
         module: compiled,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use wasmtime::{
     AsContext, AsContextMut, Engine, Extern, Instance, Memory, ResourceLimiter, Store,
     StoreContextMut, UpdateDeadline, Val,
@@ -25,7 +26,7 @@ pub struct Host {
     /// By import index, for a module that does not import functions only.
     pub imported: Vec<Extern>,
     /// In the order of [`Compiled::memories`].
-    pub memories: Vec<Memory>,
+    pub memories: SmallVec<[Memory; 1]>,
     pub exchange: Arc<Exchange>,
     pub limits: Limits,
     /// None where WASI was not granted.
@@ -48,7 +49,7 @@ impl Host {
             module,
             instance: None,
             imported: Vec::new(),
-            memories: Vec::new(),
+            memories: SmallVec::new(),
             exchange,
             limits,
             wasi: None,

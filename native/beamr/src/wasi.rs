@@ -522,11 +522,11 @@ impl<'a> Decoder<'a> for Grant {
 
 impl Grant {
     /// What the store gets of it, and what the instance keeps.
-    pub fn take(&self, imports: usize) -> Option<(Box<Wasi>, Attached)> {
+    pub fn take(&self, imports: usize) -> Option<(Box<Wasi>, Box<Attached>)> {
         let (resource, indices) = self.0.as_ref()?;
         let (mut wasi, alarm) = resource.0.lock().take()?;
         wasi.provided = (0..imports).map(|index| indices.0.contains(&index)).collect();
-        let attached = Attached { stdio: wasi.stdio.clone(), alarm };
+        let attached = Box::new(Attached { stdio: wasi.stdio.clone(), alarm });
         Some((Box::new(wasi), attached))
     }
 }
