@@ -40,6 +40,18 @@ defmodule Beamr do
   @call_timeout 5_000
   @max_depth 1_000
 
+  # What an instance is made with unless something else is given.
+  @instance_options %{
+    timeout: @call_timeout,
+    scheduler: :auto,
+    max_depth: @max_depth,
+    max_memory: nil,
+    max_table_elements: nil,
+    fuel: nil,
+    wasi: nil
+  }
+  @instance_option_names [:imports, :hosts, :stubs | Map.keys(@instance_options)]
+
   @doc """
   Compiles WebAssembly bytes or WebAssembly text.
 
@@ -211,43 +223,45 @@ defmodule Beamr do
   @doc false
   # The imports and the other options of an instance, checked.
   @spec instance_options(keyword()) :: {map(), map()}
-  def instance_options(opts) do
-    {imports, options} =
-      opts
-      |> Keyword.validate!(
-        imports: %{},
-        hosts: [],
-        stubs: nil,
-        timeout: @call_timeout,
-        scheduler: :auto,
-        max_depth: @max_depth,
-        max_memory: nil,
-        max_table_elements: nil,
-        fuel: nil,
-        wasi: nil
-      )
-      |> Map.new()
-      |> Map.pop!(:imports)
+  def instance_options([]), do: {%{}, @instance_options}
 
+  def instance_options(opts) do
+    opts = Keyword.validate!(opts, @instance_option_names)
+    imports = Keyword.get(opts, :imports, %{})
     is_imports = is_map(imports) and not is_struct(imports)
     check!(is_imports, :imports, imports, "a map of maps of functions")
-    Beamr.Host.check!(options.hosts)
-    Beamr.Host.check_stubs!(options.stubs)
-    {further, options} = Map.split(options, [:hosts, :stubs])
+    Enum.reduce(opts, {imports, @instance_options}, &instance_option/2)
+  end
 
-    imports =
-      for {name, value} <- further, value not in [nil, []], into: imports, do: {name, value}
+  defp instance_option({:imports, _imports}, checked), do: checked
 
-    check_timeout!(options.timeout)
-    check_scheduler!(options.scheduler)
-    check!(size?(options.max_depth, 1), :max_depth, options.max_depth, "a positive integer")
+  defp instance_option({:hosts, hosts}, {imports, options}) do
+    Beamr.Host.check!(hosts)
+    {if(hosts == [], do: imports, else: Map.put(imports, :hosts, hosts)), options}
+  end
 
-    for name <- [:max_memory, :max_table_elements, :fuel] do
-      value = options[name]
-      check!(value == nil or size?(value, 0), name, value, "an integer from 0 to 2^64 - 1")
+  defp instance_option({:stubs, stubs}, {imports, options}) do
+    Beamr.Host.check_stubs!(stubs)
+    {if(stubs == nil, do: imports, else: Map.put(imports, :stubs, stubs)), options}
+  end
+
+  defp instance_option({:wasi, wasi}, {imports, options}) do
+    {imports, %{options | wasi: Beamr.WASI.options!(wasi)}}
+  end
+
+  defp instance_option({name, value}, {imports, options}) do
+    case name do
+      :timeout -> check_timeout!(value)
+      :scheduler -> check_scheduler!(value)
+      :max_depth -> check!(size?(value, 1), name, value, "a positive integer")
+      _limit -> check_limit!(name, value)
     end
 
-    {imports, %{options | wasi: Beamr.WASI.options!(options.wasi)}}
+    {imports, Map.put(options, name, value)}
+  end
+
+  defp check_limit!(name, value) do
+    check!(value == nil or size?(value, 0), name, value, "an integer from 0 to 2^64 - 1")
   end
 
   @doc "As `instantiate/2`, but raises the error."
