@@ -7,10 +7,10 @@ defmodule Bench.All do
   @moduledoc false
 
   # In the order of the table.
-  @files ~w(engine basics calls memory structs hosts wasi servers compile fairness)
+  @files ~w(engine basics calls memory structs hosts wasi servers many compile fairness)
 
   # What they are made of, and what asks another question.
-  @others ~w(all idle large measure picture soak)
+  @others ~w(all alive large measure picture soak)
 
   def main(args) do
     {opts, []} = OptionParser.parse!(args, strict: [only: :string, quick: :boolean, out: :string])

@@ -86,19 +86,6 @@ defmodule Bench.Basics do
     module = Beamr.compile!("(module (memory (export \"memory\") 1))")
     instantiate = fn -> module |> Beamr.instantiate!() |> Beamr.close() end
     compare("instantiate and close", instantiate, "no-op NIF", noop)
-    idle(unless_quick(5_000, 10))
-  end
-
-  # In a node of its own: memory that this one has freed would be used again, and not be seen.
-  defp idle(count) do
-    paths = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
-    {:ok, peer, _node} = :peer.start_link(%{connection: :standard_io, args: paths})
-    {:ok, _apps} = :peer.call(peer, :application, :ensure_all_started, [:beamr])
-    files = for file <- ~w(measure idle), do: Path.join(__DIR__, "#{file}.exs")
-    for file <- files, do: :peer.call(peer, Code, :require_file, [file])
-    {idle, called} = :peer.call(peer, Bench.Idle, :measure, [count], :infinity)
-    :peer.stop(peer)
-    fact("#{count} idle instances: #{kib(idle)} resident each; after a call #{kib(called)}")
   end
 end
 

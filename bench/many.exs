@@ -1,28 +1,94 @@
-defmodule Bench.Idle do
-  @moduledoc false
-  # What an instance takes of physical memory: one with a memory of a page, of which nothing is
-  # touched. A call leaves behind what it has touched of the stack that the instance keeps.
+# How much memory does an instance take, and how many are there room for? What does it cost to be
+# compact?
+#
+#     mix run bench/many.exs                         # 5,000 as they are, 100,000 compact ones
+#     BEAMR_MANY=1000000 mix run bench/many.exs      # a million compact ones: 18 GB of memory
 
-  import Bench.Measure, only: [resident_bytes: 0]
+Code.require_file("measure.exs", __DIR__)
+Code.require_file("alive.exs", __DIR__)
 
-  @guest ~s|(module (memory (export "memory") 1) (func (export "nothing")))|
+defmodule Bench.Many do
+  import Bench.Measure
 
-  @doc "Bytes of each of `count` instances, before and after a call."
-  def measure(count) do
-    module = Beamr.compile!(@guest)
-    # What is made once for all is made.
-    [first] = instances(module, 1)
-    call(first)
-    Beamr.close(first)
-    before = resident_bytes()
-    instances = instances(module, count)
-    idle = (resident_bytes() - before) / count
-    Enum.each(instances, &call/1)
-    called = (resident_bytes() - before) / count
-    Enum.each(instances, &Beamr.close/1)
-    {idle, called}
+  @compute """
+  (module
+    (memory (export "memory") 33)
+    (func $fib (export "fib") (param i32) (result i32)
+      (if (result i32) (i32.lt_u (local.get 0) (i32.const 2))
+        (then (local.get 0))
+        (else
+          (i32.add
+            (call $fib (i32.sub (local.get 0) (i32.const 1)))
+            (call $fib (i32.sub (local.get 0) (i32.const 2)))))))
+    (func (export "sum") (param $bytes i32) (result i32) (local $sum i32)
+      (loop $next
+        (local.set $bytes (i32.sub (local.get $bytes) (i32.const 4)))
+        (local.set $sum (i32.add (local.get $sum) (i32.load (local.get $bytes))))
+        (br_if $next (local.get $bytes)))
+      (local.get $sum))
+    (func (export "copy") (param $bytes i32) (result i32)
+      (loop $next
+        (local.set $bytes (i32.sub (local.get $bytes) (i32.const 8)))
+        (i64.store offset=1048576 (local.get $bytes) (i64.load (local.get $bytes)))
+        (br_if $next (local.get $bytes)))
+      (i32.const 0)))
+  """
+
+  def run do
+    title("Many instances, all alive")
+    alive("instances", unless_quick(5_000, 10), [])
+    alive("compact instances", many(), compact: true)
+
+    header("Compact instances and others")
+    [plain, compact] = for kind <- [[], [compact: true]], do: instance(kind)
+
+    for {label, function, argument} <- [
+          {"fib(27)", "fib", 27},
+          {"sum of 1 MiB", "sum", 1_048_576},
+          {"copy of 1 MiB", "copy", 1_048_576}
+        ] do
+      [call, base] =
+        for wasm <- [compact, plain], do: fn -> Beamr.call(wasm, function, [argument]) end
+
+      compare("#{label}, compact", call, "not compact", base)
+    end
+
+    [close, base] =
+      for kind <- [[compact: true], []] do
+        module = Beamr.compile!(@compute, kind)
+        fn -> module |> Beamr.instantiate!() |> Beamr.close() end
+      end
+
+    compare("instantiate and close", close, "not compact", base)
   end
 
-  defp instances(module, count), do: for(_ <- 1..count, do: Beamr.instantiate!(module))
-  defp call(instance), do: Beamr.call!(instance, "nothing", [])
+  defp many do
+    case System.get_env("BEAMR_MANY") do
+      nil -> unless_quick(100_000, 10)
+      count -> String.to_integer(count)
+    end
+  end
+
+  defp instance(kind), do: @compute |> Beamr.compile!(kind) |> Beamr.instantiate!()
+
+  # In a node of its own: memory that this one has freed would be used again, and not be seen.
+  defp alive(label, count, options) do
+    paths = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
+    {:ok, peer, _node} = :peer.start_link(%{connection: :standard_io, args: paths})
+    {:ok, _apps} = :peer.call(peer, :application, :ensure_all_started, [:beamr])
+    files = for file <- ~w(measure alive), do: Path.join(__DIR__, "#{file}.exs")
+    for file <- files, do: :peer.call(peer, Code, :require_file, [file])
+    found = :peer.call(peer, Bench.Alive, :measure, [count, options], :infinity)
+    :peer.stop(peer)
+
+    fact("#{count} #{label}: #{kib(found.idle)} resident each, #{kib(found.used)} once called")
+
+    fact(
+      "  made in #{time(found.make)} each, called in #{time(found.call)} for the first time and " <>
+        "#{time(found.call_again)} after it, closed in #{time(found.close)}; " <>
+        "#{found.mappings} mappings"
+    )
+  end
 end
+
+Bench.Many.run()
