@@ -62,23 +62,25 @@ defmodule Beamr.SpecTest do
     assert (@missing ++ @disabled) -- Enum.map(names, &Path.dirname/1) == []
   end
 
-  for {path, name} <- @scripts do
+  # Memories that are compact are code of another kind.
+  for {path, name} <- @scripts, {kind, options} <- [{"", []}, {", compact", [compact: true]}] do
     folder = Path.dirname(name)
     if folder in @missing, do: @tag(skip: "not in the engine")
     @tag withdrawn: Map.get(@superseded, name, []), failing: Map.get(@failing, name, [])
 
-    test name, %{outcomes: all, withdrawn: withdrawn, failing: known} do
+    test name <> kind, %{outcomes: all, withdrawn: withdrawn, failing: known} do
       script = unquote(path) |> File.read!() |> :erlang.binary_to_term()
 
       outcomes =
-        for {line, kind, outcome} <- Beamr.Spec.run(script) do
+        for {line, kind, outcome} <- Beamr.Spec.run(script, unquote(options)) do
           case outcome do
             {:failed, _text} -> {line, kind, if(line in withdrawn, do: :withdrawn, else: outcome)}
             _ -> {line, kind, outcome}
           end
         end
 
-      Agent.update(all, &(outcomes ++ &1))
+      # Counted once.
+      if unquote(options) == [], do: Agent.update(all, &(outcomes ++ &1))
       failed = for {line, kind, {:failed, text}} <- outcomes, do: {line, kind, text}
       unsupported = for {line, _kind, :unsupported} <- outcomes, do: line
 

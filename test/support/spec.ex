@@ -54,9 +54,10 @@ defmodule Beamr.Spec do
     {"call stack exhausted", :stack_overflow}
   ]
 
-  @doc "What came of each directive: `{line, kind, outcome}`."
-  def run(script) do
+  @doc "What came of each directive: `{line, kind, outcome}`. `options` are those of `Beamr.compile/2`."
+  def run(script, options \\ []) do
     state = %{
+      options: options,
       current: nil,
       named: %{},
       registered: %{},
@@ -78,14 +79,14 @@ defmodule Beamr.Spec do
   ## Directives
 
   defp directive({:module, name, source}, state) do
-    case compile(source) do
+    case compile(source, state) do
       {:ok, module} -> start(module, name, state)
       {:error, error} -> {uncompiled(error), put(state, name, uncompiled(error))}
     end
   end
 
   defp directive({:definition, name, source}, state) do
-    case compile(source) do
+    case compile(source, state) do
       {:ok, module} ->
         definitions = Map.merge(state.definitions, %{name => module, nil => module})
         {:ok, %{state | definitions: definitions}}
@@ -134,7 +135,7 @@ defmodule Beamr.Spec do
 
   defp directive({:assert_unlinkable, source, _message}, state) do
     outcome =
-      with {:ok, module} <- compile(source),
+      with {:ok, module} <- compile(source, state),
            {:ok, _wasm} <- Beamr.instantiate(module, imports: imports(module, state, :copies)) do
         linked(module)
       else
@@ -154,7 +155,7 @@ defmodule Beamr.Spec do
               :assert_invalid_custom
             ] do
     outcome =
-      case {compile(source), source} do
+      case {compile(source, state), source} do
         {{:error, %CompileError{}}, _source} -> :ok
         {{:ok, _module}, {:binary, ""}} -> {:design, :text}
         {{:ok, _module}, _source} -> failed("it compiles")
@@ -167,7 +168,7 @@ defmodule Beamr.Spec do
 
   ## Instances
 
-  defp compile({_kind, bytes}), do: Beamr.compile(bytes)
+  defp compile({_kind, bytes}, state), do: Beamr.compile(bytes, state.options)
 
   defp uncompiled(%{reason: :unsupported}), do: :unsupported
   defp uncompiled(error), do: failed(error)
@@ -301,7 +302,7 @@ defmodule Beamr.Spec do
   ## Actions
 
   defp act({:module, source}, state, judge) do
-    with {:ok, module} <- compile(source),
+    with {:ok, module} <- compile(source, state),
          {:error, %LinkError{}} = unlinked <-
            Beamr.instantiate(module, imports: imports(module, state, :shared)) do
       case shared(module, state) do
