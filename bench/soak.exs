@@ -156,7 +156,15 @@ defmodule Bench.Soak do
   # One after the other, in an order of its own for each worker. A kind's share of a round is a
   # process of its own, which makes what it needs and runs one operation after the other.
   defp soak(kinds, milliseconds, seed) do
-    modules = %{guest: Beamr.compile!(@guest), program: Beamr.compile!(@program)}
+    data = String.duplicate("x", 100_000)
+
+    modules = %{
+      guest: Beamr.compile!(@guest),
+      compact: Beamr.compile!(@guest, compact: true),
+      data:
+        Beamr.compile!(~s|(module (memory (export "memory") 2) (data (i32.const 0) "#{data}"))|),
+      program: Beamr.compile!(@program)
+    }
 
     long_lived = %{
       guest: instance(modules.guest),
@@ -299,6 +307,25 @@ defmodule Bench.Soak do
            Beamr.close(wasm)
          end
        end},
+      {"compact memories",
+       fn %{compact: module} ->
+         fn ->
+           wasm = instance(module)
+           Beamr.IO.grow!(wasm, Enum.random([0, 1, 3, 20, 60]))
+           <<0>> = Beamr.IO.read!(wasm, Beamr.IO.size!(wasm) - 1, 1)
+           Beamr.IO.write!(wasm, Beamr.IO.size!(wasm) - 4, "last")
+           if :rand.uniform(2) == 1, do: Beamr.close(wasm)
+         end
+       end},
+      {"much data",
+       fn %{data: module} ->
+         fn ->
+           wasm = Beamr.instantiate!(module)
+           "x" = Beamr.IO.read!(wasm, 50_000, 1)
+           Beamr.IO.write!(wasm, 50_000, "y")
+           if :rand.uniform(2) == 1, do: Beamr.close(wasm)
+         end
+       end},
       {"memory",
        with_instance(fn wasm ->
          Beamr.IO.write!(wasm, 0, ["some", [" bytes"]])
@@ -372,7 +399,7 @@ defmodule Bench.Soak do
 
          fn ->
            {:ok, pid} = Beamr.start_link(module: module, imports: imports())
-           caller = spawn(fn -> Beamr.call(pid, Enum.random(["loop", "wait"]), []) end)
+           caller = spawn(fn -> call_one_that_dies(pid, Enum.random(["loop", "wait"])) end)
            maybe_wait()
            kill(pid)
            kill(caller)
@@ -470,6 +497,12 @@ defmodule Bench.Soak do
     {pid, monitor} = spawn_monitor(fn -> Beamr.call(wasm, function, args, timeout: :infinity) end)
     maybe_wait()
     end_of(pid, monitor)
+  end
+
+  defp call_one_that_dies(server, function) do
+    Beamr.call(server, function, [])
+  catch
+    :exit, {reason, {GenServer, :call, _args}} when reason in [:killed, :noproc] -> :ok
   end
 
   defp kill(pid) do
