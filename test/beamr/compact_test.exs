@@ -115,6 +115,33 @@ defmodule Beamr.CompactTest do
       end
     end
 
+    test "may be longer than 4 GiB" do
+      source = """
+      (module (memory (export "memory") i64 1)
+        (func (export "load") (param i64) (result i32) (i32.load8_u (local.get 0)))
+        (func (export "grow") (param i64) (result i64) (memory.grow (local.get 0))))
+      """
+
+      for kind <- @kinds do
+        wasm = source |> Beamr.compile!(kind) |> Beamr.instantiate!()
+        :ok = IO.write(wasm, 5, "near")
+        assert Beamr.call!(wasm, "grow", [65_534]) == [1]
+        :ok = IO.write(wasm, 0xFFFE_FFFC, "far ")
+        assert Beamr.call!(wasm, "grow", [2]) == [65_535]
+        :ok = IO.write(wasm, 0x1_0000_FFFF, "!")
+        assert Beamr.call!(wasm, "load", [0x1_0000_FFFF]) == [?!]
+        assert trap(wasm, "load", [0x1_0001_0000]) == :memory_out_of_bounds
+        assert Beamr.call!(wasm, "grow", [10]) == [65_537]
+        assert IO.read(wasm, 5, 4) == {:ok, "near"}
+        assert IO.read(wasm, 0xFFFE_FFFC, 4) == {:ok, "far "}
+        assert IO.read(wasm, 0x1_0000_FFFF, 2) == {:ok, "!\0"}
+        # More than there is: refused, and nothing is lost.
+        assert Beamr.call!(wasm, "grow", [0x0FFF_FFFF_FFFF]) == [-1]
+        assert IO.read(wasm, 5, 4) == {:ok, "near"}
+        Beamr.close(wasm)
+      end
+    end
+
     test "is one of several" do
       source = """
       (module (memory $a (export "a") 1) (memory $b (export "b") 2)

@@ -141,23 +141,25 @@ struct Reserved {
     spares: Arc<Mutex<Reservations>>,
 }
 
-/// Beyond what is set aside for them only memories with 64-bit addresses can grow. They move
-/// then, and this much more is set aside.
-const GROWTH: usize = 2 * 1024 * 1024 * 1024;
+/// What is set aside for a memory with 64-bit addresses, if it may become so long: to copy it to
+/// where there is more room would take seconds.
+const LONG: usize = 32 * 1024 * 1024 * 1024;
 
 // SAFETY: a memory is zeros that nobody else uses, with as much behind it as is asked for that
 // can be neither read nor written, and as much before it as behind.
 unsafe impl MemoryCreator for Reserving {
     fn new_memory(
         &self,
-        _type: MemoryType,
+        ty: MemoryType,
         minimum: usize,
-        _maximum: Option<usize>,
+        maximum: Option<usize>,
         reserved: Option<usize>,
         guard: usize,
     ) -> Result<Box<dyn LinearMemory>, String> {
-        let accessible = mapping::pages(minimum).ok_or_else(|| too_long().to_string())?;
-        let reserved = reserved.unwrap_or(0).max(accessible);
+        let pages = |bytes| mapping::pages(bytes).ok_or_else(|| too_long().to_string());
+        let accessible = pages(minimum)?;
+        let long = if ty.is_64() { pages(maximum.unwrap_or(LONG).min(LONG))? } else { 0 };
+        let reserved = reserved.unwrap_or(0).max(accessible).max(long);
         let kept = self.0.lock().take(Shape { guard, reserved, accessible });
         let reservation = match kept {
             Some(reservation) => reservation,
@@ -167,19 +169,6 @@ unsafe impl MemoryCreator for Reserving {
         };
         let (reservation, spares) = (Some(reservation), self.0.clone());
         Ok(Box::new(Reserved { reservation, size: minimum, minimum: accessible, spares }))
-    }
-}
-
-impl Reserved {
-    fn move_to(&mut self, size: usize) -> io::Result<()> {
-        let Some(old) = &self.reservation else { return Err(too_long()) };
-        let reserved = mapping::pages(size).and_then(|size| size.checked_add(GROWTH));
-        let mut new = Reservation::new(old.guard, reserved.ok_or_else(too_long)?)?;
-        new.make_accessible(size)?;
-        // SAFETY: two mappings do not overlap; both are accessible as far as the memory went.
-        unsafe { ptr::copy_nonoverlapping(old.base(), new.base(), self.size) };
-        self.reservation = Some(new);
-        Ok(())
     }
 }
 
@@ -195,10 +184,11 @@ unsafe impl LinearMemory for Reserved {
     }
 
     fn grow_to(&mut self, size: usize) -> wasmtime::Result<()> {
-        if size > self.byte_capacity() {
-            self.move_to(size)?;
-        } else if let Some(reservation) = &mut self.reservation {
-            reservation.make_accessible(size)?;
+        match &mut self.reservation {
+            Some(reservation) if size <= reservation.reserved() => {
+                reservation.make_accessible(size)?
+            }
+            _ => return Err(too_long().into()),
         }
         self.size = size;
         Ok(())
@@ -224,7 +214,7 @@ impl Drop for Reserved {
 /// The shortest and the longest part of a mapping that a compact memory is given; a longer one
 /// has a mapping of its own.
 const SMALLEST: usize = 64 * 1024;
-const LARGEST: usize = 4 * 1024 * 1024;
+const LARGEST: usize = 2 * 1024 * 1024;
 
 /// So much is mapped at once, for memories of one size.
 const AT_ONCE: usize = 16 * 1024 * 1024;
@@ -321,15 +311,27 @@ unsafe impl LinearMemory for Movable {
 
     fn grow_to(&mut self, size: usize) -> wasmtime::Result<()> {
         if size > self.place.capacity() {
+            let length = mapping::pages(size).ok_or_else(too_long)?;
             match &mut self.place {
-                Place::Own(mapping) => mapping.grow(mapping::pages(size).ok_or_else(too_long)?)?,
+                Place::Own(mapping) => mapping.grow(length)?,
+                Place::Part(Some(part)) if class(size).is_none() => {
+                    let mut own = part.take_out(part.length())?;
+                    if let Err(error) = own.grow(length) {
+                        // Code that runs takes it that a memory that has not grown has not moved.
+                        // SAFETY: as below; all that was taken out is put back.
+                        unsafe { ptr::copy_nonoverlapping(own.base(), part.base(), self.size) };
+                        return Err(error.into());
+                    }
+                    self.give_back(0);
+                    self.place = Place::Own(own);
+                }
                 Place::Part(_) => {
                     let place = Place::new(size, &self.spares)?;
                     // SAFETY: nobody else uses either place, and both are as long as the memory.
                     unsafe {
                         ptr::copy_nonoverlapping(self.place.base(), place.base(), self.size);
                     }
-                    self.give_back();
+                    self.give_back(self.size);
                     self.place = place;
                 }
             }
@@ -345,13 +347,13 @@ unsafe impl LinearMemory for Movable {
 
 impl Movable {
     /// Gives a part of a mapping back, made zeros again as far as it was used.
-    fn give_back(&mut self) {
+    fn give_back(&mut self, used: usize) {
         let Place::Part(part) = &mut self.place else { return };
         let Some(part) = part.take() else { return };
         let Some(class) = class(part.length()) else { return };
         let spares = &self.spares[class];
-        let warm = self.size <= SHORT && spares.lock().warm() < WARM;
-        let used = mapping::pages(self.size).unwrap_or(part.length()).min(part.length());
+        let warm = (1..=SHORT).contains(&used) && spares.lock().warm() < WARM;
+        let used = mapping::pages(used).unwrap_or(part.length()).min(part.length());
         if warm || part.discard(used).is_err() {
             // SAFETY: the part is at least so long, and whose memory it was is done with it.
             unsafe { ptr::write_bytes(part.base(), 0, used) };
@@ -363,6 +365,6 @@ impl Movable {
 
 impl Drop for Movable {
     fn drop(&mut self) {
-        self.give_back();
+        self.give_back(self.size);
     }
 }

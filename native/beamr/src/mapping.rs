@@ -195,6 +195,32 @@ impl Part {
         self.whole.discard(self.range.start..self.range.start + length)
     }
 
+    /// Takes the first so many bytes out of the part, whole pages, and leaves zeros there. They are
+    /// moved to where there is room and not copied, if the system can.
+    pub fn take_out(&self, length: usize) -> io::Result<Mapping> {
+        assert!(length <= self.range.len());
+        let from = self.base();
+        #[cfg(target_os = "linux")]
+        {
+            // What is moved stays mapped where it was, so that nobody else is given that place.
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+            // SAFETY: the bytes are some of this part's, and the owner uses them no longer.
+            let base = unsafe { libc::mremap(from.cast(), length, length, flags) };
+            if let Some(base) = NonNull::new(base.cast::<u8>())
+                && base.as_ptr().cast() != libc::MAP_FAILED
+            {
+                return Ok(Mapping { base, length });
+            }
+        }
+        let copy = Mapping::zeros(length)?;
+        // SAFETY: as above; two mappings do not overlap.
+        unsafe {
+            ptr::copy_nonoverlapping(from, copy.base(), length);
+            ptr::write_bytes(from, 0, length);
+        }
+        Ok(copy)
+    }
+
     /// As [`Mapping::guard`], for the part's first page.
     pub fn guard(&self) -> io::Result<()> {
         self.whole.guard(self.range.start)
