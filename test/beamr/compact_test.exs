@@ -142,6 +142,21 @@ defmodule Beamr.CompactTest do
       end
     end
 
+    test "may grow page by page, with others beside it", %{modules: modules} do
+      for kind <- @kinds do
+        wasms = for _ <- 1..3, do: instance(modules[kind])
+
+        for page <- 1..150, {wasm, n} <- Enum.with_index(wasms, 1) do
+          :ok = IO.write(wasm, (page - 1) * @page, <<n, page>>)
+          assert Beamr.call!(wasm, "grow", [1]) == [page]
+        end
+
+        for {wasm, n} <- Enum.with_index(wasms, 1), page <- 1..150 do
+          assert IO.read(wasm, (page - 1) * @page, 3) == {:ok, <<n, page, 0>>}
+        end
+      end
+    end
+
     test "is one of several" do
       source = """
       (module (memory $a (export "a") 1) (memory $b (export "b") 2)
@@ -222,6 +237,65 @@ defmodule Beamr.CompactTest do
     end
   end
 
+  describe "while the guest's garbage is collected" do
+    @collecting """
+    (module
+      (type $cell (struct (field i64) (field i64) (field i64) (field i64)))
+      (import "host" "call" (func $host))
+      (memory (export "memory") 1 200)
+      (func $churn (export "churn") (param $pages i32) (param $cells i32) (result i32)
+        (call $host)
+        (drop (memory.grow (local.get $pages)))
+        (loop $next
+          (drop (struct.new $cell (i64.const 1) (i64.const 2) (i64.const 3) (i64.const 4)))
+          (br_if $next
+            (local.tee $cells (i32.sub (local.get $cells) (i32.const 1)))))
+        (memory.size)))
+    """
+
+    # The memory has moved since the import, and others have what was its place.
+    test "nobody reaches where the memory was" do
+      for kind <- @kinds, pages <- [3, 40] do
+        module = Beamr.compile!(@collecting, kind)
+        wasm = instance(module)
+        :ok = IO.write(wasm, 0, :binary.copy("A", @page))
+
+        others = [
+          spawn_loop(fn -> assert IO.read(wasm, 100, 8) == {:ok, "AAAAAAAA"} end),
+          spawn_loop(fn -> :ok = IO.write(wasm, 200, "written") end),
+          spawn_loop(fn ->
+            other = instance(module)
+            assert IO.read(other, 0, @page) == {:ok, <<0::@page*8>>}
+            :ok = IO.write(other, 0, :binary.copy("B", @page))
+          end)
+        ]
+
+        for _ <- 1..4 do
+          assert [_size] = Beamr.call!(wasm, "churn", [pages, 200_000], timeout: :infinity)
+        end
+
+        Enum.each(others, &stop_loop/1)
+        assert IO.read(wasm, 200, 8) == {:ok, "writtenA"}
+        Beamr.close(wasm)
+      end
+    end
+
+    defp spawn_loop(function) do
+      stop = :atomics.new(1, [])
+      {stop, Task.async(fn -> loop(function, stop) end)}
+    end
+
+    defp loop(function, stop) do
+      function.()
+      if :atomics.get(stop, 1) == 0, do: loop(function, stop)
+    end
+
+    defp stop_loop({stop, task}) do
+      :atomics.put(stop, 1, 1)
+      Task.await(task, :infinity)
+    end
+  end
+
   describe "what a memory leaves behind" do
     test "nobody finds", %{modules: modules} do
       for kind <- @kinds, _ <- 1..20 do
@@ -236,6 +310,42 @@ defmodule Beamr.CompactTest do
           :ok = Beamr.close(wasm)
         end
       end
+    end
+
+    # More at a time than keep their physical memory, and than are kept.
+    test "nobody finds where there are many", %{modules: modules} do
+      for kind <- @kinds, count <- [300, 1_200] do
+        for pages <- [0, 2] do
+          instances = for _ <- 1..count, do: instance(modules[kind])
+
+          for wasm <- instances do
+            assert IO.read(wasm, 0, @page) == {:ok, <<0::@page*8>>}
+            assert trap(wasm, "load", [@page]) == :memory_out_of_bounds
+            Beamr.call!(wasm, "grow", [pages])
+            Beamr.call!(wasm, "fill", [0xEE])
+          end
+
+          Enum.each(instances, &Beamr.close/1)
+        end
+      end
+    end
+
+    test "is no address space that others lack" do
+      # Each reserves as much as it could address, and a page of it is touched.
+      for pages <- [1, 300_000, 500_000, 524_289, 600_000], _ <- 1..40 do
+        source = ~s|(module (memory (export "memory") i64 1)
+          (func (export "grow") (param i64) (result i64) (memory.grow (local.get 0))))|
+
+        wasm = Beamr.instantiate!(source)
+        [before] = Beamr.call!(wasm, "grow", [pages])
+        assert before == 1 or (before == -1 and pages > 524_287)
+        :ok = IO.write(wasm, 0, "touched")
+        :ok = Beamr.close(wasm)
+      end
+
+      wasm = Beamr.instantiate!(~s|(module (memory (export "memory") i64 600000))|)
+      assert IO.size(wasm) == {:ok, 600_000 * @page}
+      Beamr.close(wasm)
     end
 
     test "is no data of another module" do

@@ -128,7 +128,7 @@ fn config(options: Options) -> Config {
     match options.memory {
         Memory::Mapped => {}
         Memory::Reserved => {
-            config.memory_init_cow(false).with_host_memory(Arc::new(Reserving::default()));
+            config.memory_init_cow(false).with_host_memory(Arc::new(Reserving));
         }
         Memory::Compact => {
             config
@@ -136,7 +136,7 @@ fn config(options: Options) -> Config {
                 .memory_reservation(0)
                 .memory_guard_size(0)
                 .memory_reservation_for_growth(0)
-                .with_host_memory(Arc::new(Compact::default()));
+                .with_host_memory(Arc::new(Compact));
         }
     }
     config

@@ -6,7 +6,7 @@
 
 use std::future::{Future, poll_fn};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant as Clock};
 
@@ -66,6 +66,8 @@ pub struct Exchange {
     /// How many wait for the instance's lock, and so for the slice that is running to end.
     waiting: AtomicUsize,
     depth: AtomicUsize,
+    /// Whether the views are those of the memories as they are.
+    captured: AtomicBool,
     slots: Mutex<Slots>,
 }
 
@@ -110,6 +112,7 @@ impl Exchange {
             slice: AtomicU8::new(Slice::First as u8),
             waiting: AtomicUsize::new(0),
             depth: AtomicUsize::new(0),
+            captured: AtomicBool::new(false),
             slots: Mutex::default(),
         }
     }
@@ -184,8 +187,24 @@ impl Exchange {
             .find(|stop| *stop as u8 == requested)
     }
 
+    /// Once the guest runs, what was recorded of its memories may be so no longer.
+    pub fn running(&self) {
+        self.captured.store(false, Relaxed);
+    }
+
+    /// What was recorded of the memories is so still: the guest is suspended where it was.
+    pub fn suspended(&self) {
+        self.captured.store(true, Relaxed);
+    }
+
+    /// Whether others may reach the memories by what was recorded.
+    pub fn is_captured(&self) -> bool {
+        self.captured.load(Relaxed)
+    }
+
     /// Records where the memories are, for those who reach them while the guest is suspended.
     pub fn set_views(&self, views: impl Iterator<Item = View>) {
+        self.suspended();
         let mut slots = self.slots.lock();
         slots.views.clear();
         slots.views.extend(views);
@@ -234,6 +253,7 @@ impl Exchange {
         args: impl Iterator<Item = Value>,
         views: impl Iterator<Item = View>,
     ) {
+        self.suspended();
         let mut slots = self.slots.lock();
         slots.values.clear();
         slots.values.extend(args);
@@ -277,7 +297,10 @@ impl Exchange {
             None if self.is_abandoned() => {
                 Poll::Ready(Errand::Stop(self.stop().unwrap_or(Stop::Closed)))
             }
-            None => Poll::Pending,
+            None => {
+                self.suspended();
+                Poll::Pending
+            }
         })
     }
 

@@ -322,10 +322,20 @@ impl InstanceResource {
             if let Some(queued) = flight.queued.take() {
                 queued.end();
             }
-            let future = flight.future.as_mut();
-            catch_unwind(AssertUnwindSafe(|| match &self.wasi {
-                None => future.poll(&mut Context::from_waker(Waker::noop())),
-                Some(wasi) => wasi.alarm.poll(future),
+            let future = &mut flight.future;
+            catch_unwind(AssertUnwindSafe(|| {
+                loop {
+                    self.exchange.running();
+                    let polled = match &self.wasi {
+                        None => future.as_mut().poll(&mut Context::from_waker(Waker::noop())),
+                        Some(wasi) => wasi.alarm.poll(future.as_mut()),
+                    };
+                    // wasmtime gives way of itself while it collects garbage. Nothing may reach the
+                    // memories then, and it goes on at once.
+                    if polled.is_ready() || self.exchange.is_captured() {
+                        return polled;
+                    }
+                }
             }))
         };
         let holder = match polled {

@@ -4,12 +4,12 @@
 //! There are two kinds, as an engine's code is compiled for one or the other: [`Reserving`] has
 //! all that a memory can address set aside for it, so that code needs no checks and the memory
 //! never moves; [`Compact`] has as much as the memory is long, and moves it when it grows.
-//! Invariant: what is spare here holds zeros, and nobody can write to it.
+//! Invariant: what is spare here holds zeros, and nobody has a way to it.
 
 use std::collections::HashMap;
 use std::io;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::LazyLock;
 
 use parking_lot::Mutex;
 use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
@@ -17,16 +17,9 @@ use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
 use crate::mapping::{self, Mapping, Part};
 use crate::spares::Spares;
 
-/// Memories up to this many bytes are filled with zeros where they lie and keep their physical
+/// Memories up to this many bytes may be filled with zeros where they lie and keep their physical
 /// memory: it is faster than having the system do it. Of longer ones it is given back.
 const SHORT: usize = 128 * 1024;
-
-/// As many spare memories of an engine keep their physical memory. (As many of each size, where
-/// they are compact.)
-const WARM: usize = 128;
-
-/// As many mappings are kept that reserve all that a memory can address.
-const KEPT: usize = 1024;
 
 fn too_long() -> io::Error {
     io::Error::new(io::ErrorKind::OutOfMemory, "the memory is too long")
@@ -86,6 +79,25 @@ impl Reservation {
     }
 }
 
+/// As many reservations are kept, and as many bytes of physical memory with them.
+const KEPT: usize = 1024;
+const WARM_BYTES: usize = 16 * 1024 * 1024;
+
+/// Longer reservations are not kept: of address space there is an end too.
+const LONGEST_KEPT: usize = 8 * 1024 * 1024 * 1024;
+
+/// Spare reservations, of all engines.
+static RESERVATIONS: LazyLock<Mutex<Reservations>> = LazyLock::new(Mutex::default);
+
+#[derive(Default)]
+struct Reservations {
+    shelves: HashMap<Shape, Shelf>,
+    count: usize,
+    warm_bytes: usize,
+    /// Counts what is taken and given.
+    clock: u64,
+}
+
 /// What has to be the same in two reservations for one to serve in place of the other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
@@ -94,43 +106,96 @@ struct Shape {
     accessible: usize,
 }
 
-/// Makes memories that have all they can address set aside.
 #[derive(Default)]
-pub struct Reserving(Arc<Mutex<Reservations>>);
-
-/// Spare ones.
-#[derive(Default)]
-struct Reservations(HashMap<Shape, Spares<Reservation>>);
+struct Shelf {
+    spares: Spares<Reservation>,
+    /// By the clock, the last time.
+    used: u64,
+}
 
 impl Reservations {
+    fn shelf(&mut self, shape: Shape) -> &mut Shelf {
+        self.clock += 1;
+        let shelf = self.shelves.entry(shape).or_default();
+        shelf.used = self.clock;
+        shelf
+    }
+
     fn take(&mut self, shape: Shape) -> Option<Reservation> {
-        self.0.get_mut(&shape)?.take()
-    }
-
-    fn warm(&self) -> usize {
-        self.0.values().map(Spares::warm).sum()
-    }
-
-    /// Answers what it has no room for: something of which there are many.
-    fn give(&mut self, spare: Reservation, warm: bool) -> Option<Reservation> {
-        let spares = self.0.entry(spare.shape()).or_default();
-        if warm {
-            spares.give_warm(spare)
-        } else {
-            spares.give_cold(spare)
-        }
-        if self.0.values().map(Spares::count).sum::<usize>() <= KEPT {
+        if !self.shelves.contains_key(&shape) {
             return None;
         }
-        let (&shape, _) = self.0.iter().max_by_key(|(_, spares)| spares.count())?;
-        let spares = self.0.get_mut(&shape)?;
-        let one = spares.take_cold();
-        if spares.count() == 0 {
-            self.0.remove(&shape);
+        let spares = &mut self.shelf(shape).spares;
+        let was_warm = spares.warm() > 0;
+        let taken = spares.take()?;
+        self.taken(shape, was_warm);
+        Some(taken)
+    }
+
+    fn taken(&mut self, shape: Shape, was_warm: bool) {
+        self.count -= 1;
+        if was_warm {
+            self.warm_bytes -= shape.accessible;
         }
-        one
+        if self.shelves.get(&shape).is_some_and(|shelf| shelf.spares.is_empty()) {
+            self.shelves.remove(&shape);
+        }
+    }
+
+    /// Whether one more of this shape is to keep its physical memory, and what is to be unmapped
+    /// for that: one of a shape that has not been used for longer.
+    fn make_room(&mut self, shape: Shape) -> (bool, Option<Reservation>) {
+        if shape.accessible == 0 || shape.accessible > SHORT {
+            return (false, None);
+        }
+        if self.warm_bytes + shape.accessible <= WARM_BYTES {
+            return (true, None);
+        }
+        let warm = self.shelves.iter_mut().filter(|(_, shelf)| shelf.spares.warm() > 0);
+        match warm.min_by_key(|(_, shelf)| shelf.used) {
+            Some((&oldest, shelf)) if oldest != shape => {
+                let evicted = shelf.spares.take_warm();
+                self.taken(oldest, true);
+                (true, evicted)
+            }
+            _ => (false, None),
+        }
+    }
+
+    /// Answers what there is no room for: one of the shape that has not been used for longest.
+    fn give(&mut self, spare: Reservation, warm: bool) -> Option<Reservation> {
+        let shape = spare.shape();
+        let spares = &mut self.shelf(shape).spares;
+        match warm {
+            true => spares.give_warm(spare),
+            false => spares.give_cold(spare),
+        }
+        self.count += 1;
+        if warm {
+            self.warm_bytes += shape.accessible;
+        }
+        if self.count <= KEPT {
+            return None;
+        }
+        let (&oldest, shelf) = self.shelves.iter_mut().min_by_key(|(_, shelf)| shelf.used)?;
+        let was_warm = shelf.spares.cold() == 0;
+        let evicted = shelf.spares.take_least();
+        self.taken(oldest, was_warm);
+        evicted
     }
 }
+
+/// Tries again, where there is room for no more mappings, without the reservations that are spare.
+pub fn with_room<T>(mut map: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    map().or_else(|_| {
+        let spare = std::mem::take(&mut *RESERVATIONS.lock());
+        drop(spare);
+        map()
+    })
+}
+
+/// Makes memories that have all they can address set aside.
+pub struct Reserving;
 
 struct Reserved {
     /// None once it has been given back.
@@ -138,7 +203,6 @@ struct Reserved {
     size: usize,
     /// What was accessible at first, and is to be for the next that takes it.
     minimum: usize,
-    spares: Arc<Mutex<Reservations>>,
 }
 
 /// What is set aside for a memory with 64-bit addresses, if it may become so long: to copy it to
@@ -160,15 +224,17 @@ unsafe impl MemoryCreator for Reserving {
         let accessible = pages(minimum)?;
         let long = if ty.is_64() { pages(maximum.unwrap_or(LONG).min(LONG))? } else { 0 };
         let reserved = reserved.unwrap_or(0).max(accessible).max(long);
-        let kept = self.0.lock().take(Shape { guard, reserved, accessible });
+        let kept = RESERVATIONS.lock().take(Shape { guard, reserved, accessible });
         let reservation = match kept {
-            Some(reservation) => reservation,
-            None => Reservation::new(guard, reserved)
-                .and_then(|mut new| new.make_accessible(accessible).map(|()| new))
-                .map_err(|error| error.to_string())?,
+            Some(reservation) => Ok(reservation),
+            None => with_room(|| {
+                let mut new = Reservation::new(guard, reserved)?;
+                new.make_accessible(accessible)?;
+                Ok(new)
+            }),
         };
-        let (reservation, spares) = (Some(reservation), self.0.clone());
-        Ok(Box::new(Reserved { reservation, size: minimum, minimum: accessible, spares }))
+        let reservation = Some(reservation.map_err(|error| error.to_string())?);
+        Ok(Box::new(Reserved { reservation, size: minimum, minimum: accessible }))
     }
 }
 
@@ -186,7 +252,7 @@ unsafe impl LinearMemory for Reserved {
     fn grow_to(&mut self, size: usize) -> wasmtime::Result<()> {
         match &mut self.reservation {
             Some(reservation) if size <= reservation.reserved() => {
-                reservation.make_accessible(size)?
+                with_room(|| reservation.make_accessible(size))?
             }
             _ => return Err(too_long().into()),
         }
@@ -202,11 +268,15 @@ unsafe impl LinearMemory for Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         let Some(mut reservation) = self.reservation.take() else { return };
-        let warm = reservation.accessible <= SHORT && self.spares.lock().warm() < WARM;
+        if reservation.mapping.length() > LONGEST_KEPT {
+            return;
+        }
+        let (warm, evicted) = RESERVATIONS.lock().make_room(reservation.shape());
+        drop(evicted);
         // What cannot be made as good as new is unmapped.
         if reservation.reset(self.minimum, warm).is_ok() {
-            let superfluous = self.spares.lock().give(reservation, warm);
-            drop(superfluous);
+            let evicted = RESERVATIONS.lock().give(reservation, warm);
+            drop(evicted);
         }
     }
 }
@@ -221,12 +291,16 @@ const AT_ONCE: usize = 16 * 1024 * 1024;
 
 const SIZES: usize = (LARGEST / SMALLEST).ilog2() as usize + 1;
 
-/// Makes memories that take no more address space than twice what they are long.
-#[derive(Default)]
-pub struct Compact(Arc<Parts>);
+/// As many spare parts of each size keep their physical memory, and as many more are kept. The rest
+/// is unmapped, each mapping when the last of its parts is.
+const WARM: usize = 64;
+const COLD: usize = 1024;
 
-/// Spare ones, by their size.
-type Parts = [Mutex<Spares<Part>>; SIZES];
+/// Spare parts, of all engines, by their size.
+static PARTS: [Mutex<Spares<Part>>; SIZES] = [const { Mutex::new(Spares::new()) }; SIZES];
+
+/// Makes memories that take about as much address space as they are long.
+pub struct Compact;
 
 enum Place {
     /// None once it has been given back.
@@ -237,7 +311,6 @@ enum Place {
 struct Movable {
     place: Place,
     size: usize,
-    spares: Arc<Parts>,
 }
 
 /// Which size of part a memory of so many bytes takes.
@@ -248,17 +321,17 @@ fn class(size: usize) -> Option<usize> {
 }
 
 impl Place {
-    fn new(size: usize, spares: &Parts) -> io::Result<Self> {
+    fn new(size: usize) -> io::Result<Self> {
         let Some(class) = class(size) else {
             let length = mapping::pages(size).ok_or_else(too_long)?;
-            return Mapping::zeros(length).map(Place::Own);
+            return with_room(|| Mapping::zeros(length)).map(Place::Own);
         };
-        if let Some(part) = spares[class].lock().take() {
+        if let Some(part) = PARTS[class].lock().take() {
             return Ok(Place::Part(Some(part)));
         }
-        let whole = Mapping::zeros(AT_ONCE)?;
+        let whole = with_room(|| Mapping::zeros(AT_ONCE))?;
         whole.take_small_pages();
-        let mut spares = spares[class].lock();
+        let mut spares = PARTS[class].lock();
         for part in Part::all(whole, SMALLEST << class) {
             spares.give_cold(part);
         }
@@ -294,12 +367,12 @@ unsafe impl MemoryCreator for Compact {
         if reserved.unwrap_or(0) > 0 || guard > 0 {
             return Err("a compact memory has no guard".into());
         }
-        let place = Place::new(minimum, &self.0).map_err(|error| error.to_string())?;
-        Ok(Box::new(Movable { place, size: minimum, spares: self.0.clone() }))
+        let place = Place::new(minimum).map_err(|error| error.to_string())?;
+        Ok(Box::new(Movable { place, size: minimum }))
     }
 }
 
-// SAFETY: its place is longer than the memory, and nobody else's.
+// SAFETY: its place is at least as long as the memory, and nobody else's.
 unsafe impl LinearMemory for Movable {
     fn byte_size(&self) -> usize {
         self.size
@@ -311,7 +384,9 @@ unsafe impl LinearMemory for Movable {
 
     fn grow_to(&mut self, size: usize) -> wasmtime::Result<()> {
         if size > self.place.capacity() {
-            let length = mapping::pages(size).ok_or_else(too_long)?;
+            // With some to spare, so that it need not move for each page.
+            let length =
+                size.checked_add(size / 8).and_then(mapping::pages).ok_or_else(too_long)?;
             match &mut self.place {
                 Place::Own(mapping) => mapping.grow(length)?,
                 Place::Part(Some(part)) if class(size).is_none() => {
@@ -326,7 +401,7 @@ unsafe impl LinearMemory for Movable {
                     self.place = Place::Own(own);
                 }
                 Place::Part(_) => {
-                    let place = Place::new(size, &self.spares)?;
+                    let place = Place::new(size)?;
                     // SAFETY: nobody else uses either place, and both are as long as the memory.
                     unsafe {
                         ptr::copy_nonoverlapping(self.place.base(), place.base(), self.size);
@@ -351,15 +426,21 @@ impl Movable {
         let Place::Part(part) = &mut self.place else { return };
         let Some(part) = part.take() else { return };
         let Some(class) = class(part.length()) else { return };
-        let spares = &self.spares[class];
-        let warm = (1..=SHORT).contains(&used) && spares.lock().warm() < WARM;
+        let warm = (1..=SHORT).contains(&used) && PARTS[class].lock().warm() < WARM;
         let used = mapping::pages(used).unwrap_or(part.length()).min(part.length());
-        if warm || part.discard(used).is_err() {
+        if warm || part.discard(0..used).is_err() {
             // SAFETY: the part is at least so long, and whose memory it was is done with it.
             unsafe { ptr::write_bytes(part.base(), 0, used) };
         }
-        let mut spares = spares.lock();
-        if warm { spares.give_warm(part) } else { spares.give_cold(part) }
+        let mut spares = PARTS[class].lock();
+        if warm {
+            spares.give_warm(part);
+        } else if spares.cold() < COLD {
+            spares.give_cold(part);
+        } else {
+            drop(spares);
+            drop(part);
+        }
     }
 }
 

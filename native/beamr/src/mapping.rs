@@ -189,10 +189,10 @@ impl Part {
         self.range.len()
     }
 
-    /// As [`Mapping::discard`], for the first so many bytes.
-    pub fn discard(&self, length: usize) -> io::Result<()> {
-        assert!(length <= self.range.len());
-        self.whole.discard(self.range.start..self.range.start + length)
+    /// As [`Mapping::discard`], for some of its bytes.
+    pub fn discard(&self, range: Range<usize>) -> io::Result<()> {
+        assert!(range.end <= self.range.len());
+        self.whole.discard(self.range.start + range.start..self.range.start + range.end)
     }
 
     /// Takes the first so many bytes out of the part, whole pages, and leaves zeros there. They are

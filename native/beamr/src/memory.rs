@@ -100,9 +100,10 @@ impl View {
         if self.size == 0 {
             return &mut [];
         }
-        // SAFETY: the view was captured from a live memory of a store that is suspended since.
-        // Nothing but guest code moves, shrinks or frees a memory before its store is dropped;
-        // guest code and the drop both need the instance's lock, which the caller holds, and
+        // SAFETY: the view was captured from a live memory of a store that is suspended since, or
+        // again after whatever was done with the store: a poll that ends otherwise is not the end
+        // of a slice (`InstanceResource::poll`). Nothing moves or frees a memory but in a poll and
+        // when its store is dropped; both need the instance's lock, which the caller holds, and
         // the exchange's lock around every use makes this the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.base, self.size) }
     }

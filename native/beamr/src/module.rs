@@ -18,7 +18,7 @@ use wasmtime::{
 
 use crate::count::{self, Live};
 use crate::diagnosis::{Diagnosis, Kind};
-use crate::engine::{self, Options};
+use crate::engine::{self, Memory, Options};
 use crate::list::List;
 use crate::sections::{CustomSections, custom_sections, data_size};
 use crate::store::Host;
@@ -27,6 +27,9 @@ use crate::wasi::{self, Function};
 use crate::{artifact, atoms, error, import, stdio};
 
 const HEAVY_IMAGE: usize = 4 * 1024 * 1024;
+
+/// Where all the data there is may have to be copied.
+const HEAVY_COPY: usize = 512 * 1024;
 
 /// Compilation needs a deeper stack than a dirty scheduler has.
 const COMPILER_STACK: usize = 16 * 1024 * 1024;
@@ -109,7 +112,8 @@ impl Compiled {
     /// be megabytes of data to be copied.
     pub fn is_heavy(&self) -> bool {
         let image = self.module.image_range();
-        image.end as usize - image.start as usize > HEAVY_IMAGE
+        let heavy = if self.options.memory == Memory::Compact { HEAVY_COPY } else { HEAVY_IMAGE };
+        image.end as usize - image.start as usize > heavy
     }
 
     pub fn new(

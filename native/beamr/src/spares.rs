@@ -8,17 +8,25 @@ pub struct Spares<T> {
 
 impl<T> Default for Spares<T> {
     fn default() -> Self {
-        Spares { warm: Vec::new(), cold: Vec::new() }
+        Self::new()
     }
 }
 
 impl<T> Spares<T> {
+    pub const fn new() -> Self {
+        Spares { warm: Vec::new(), cold: Vec::new() }
+    }
+
     pub fn take(&mut self) -> Option<T> {
         self.warm.pop().or_else(|| self.cold.pop())
     }
 
+    pub fn take_warm(&mut self) -> Option<T> {
+        self.warm.pop()
+    }
+
     /// Takes one that is missed least.
-    pub fn take_cold(&mut self) -> Option<T> {
+    pub fn take_least(&mut self) -> Option<T> {
         self.cold.pop().or_else(|| self.warm.pop())
     }
 
@@ -34,7 +42,11 @@ impl<T> Spares<T> {
         self.warm.len()
     }
 
-    pub fn count(&self) -> usize {
-        self.warm.len() + self.cold.len()
+    pub fn cold(&self) -> usize {
+        self.cold.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.warm.is_empty() && self.cold.is_empty()
     }
 }

@@ -11,11 +11,15 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use wasmtime::{StackCreator, StackMemory};
 
+use crate::linear::with_room;
 use crate::mapping::{self, Mapping, Part};
 use crate::spares::Spares;
 
 /// As many free stacks keep the physical memory that they have been used of, mostly a few pages.
 const WARM: usize = 256;
+
+/// As many more are kept. The rest is unmapped, each mapping when the last of its stacks is.
+const COLD: usize = 1024;
 
 /// Stacks are mapped by the dozen: the system bounds the number of mappings, and where guard
 /// pages are none of their own to it, it takes those beside each other for one.
@@ -38,12 +42,13 @@ impl Stacks {
         if let Some(part) = self.0.lock().take() {
             return Ok(part);
         }
-        let whole = Mapping::zeros(AT_ONCE * length)?;
-        whole.take_small_pages();
-        let parts: Vec<_> = Part::all(whole, length).collect();
-        for part in &parts {
-            part.guard()?;
-        }
+        let parts = with_room(|| {
+            let whole = Mapping::zeros(AT_ONCE * length)?;
+            whole.take_small_pages();
+            let parts: Vec<_> = Part::all(whole, length).collect();
+            parts.iter().try_for_each(Part::guard)?;
+            Ok(parts)
+        })?;
         let mut spares = self.0.lock();
         for part in parts {
             spares.give_cold(part);
@@ -60,7 +65,7 @@ unsafe impl StackCreator for Stacks {
         let length = mapping::pages(size).and_then(|size| size.checked_add(guard));
         let part = self.take(length.ok_or(io::ErrorKind::OutOfMemory).map_err(io::Error::from)?)?;
         if zeroed {
-            part.discard(part.length())?;
+            part.discard(guard..part.length())?;
         }
         let base = part.base() as usize;
         let range = base + guard..base + part.length();
@@ -95,7 +100,13 @@ impl Drop for Stack {
             }
         }
         // Where the system cannot take the memory, it stays with the stack.
-        let _ = part.discard(part.length());
-        self.spares.lock().give_cold(part);
+        let _ = part.discard(mapping::page()..part.length());
+        let mut spares = self.spares.lock();
+        if spares.cold() < COLD {
+            spares.give_cold(part);
+        } else {
+            drop(spares);
+            drop(part);
+        }
     }
 }

@@ -70,13 +70,6 @@ macro_rules! functions {
                 }
             }
 
-            /// Whether the guest may have to wait in it.
-            fn may_wait(self) -> bool {
-                match self {
-                    $(Function::$name => functions!(@waits $kind),)*
-                }
-            }
-
             async fn call(
                 self,
                 wasi: &mut WasiP1Ctx,
@@ -94,10 +87,6 @@ macro_rules! functions {
     };
     (@type i32) => { ValType::I32 };
     (@type i64) => { ValType::I64 };
-    (@waits now) => { false };
-    (@waits exit) => { false };
-    (@waits later) => { true };
-    (@waits all) => { true };
     (@call now $name:ident $wasi:ident $memory:ident $args:ident $($param:ident)*) => {
         p1::$name($wasi, $memory $(, $param($args.next()))*)
     };
@@ -276,9 +265,7 @@ async fn run(
     results: &mut [Val],
 ) -> wasmtime::Result<()> {
     import::find_memories(&mut caller);
-    if function.may_wait() {
-        store::capture(&mut caller);
-    }
+    store::capture(&mut caller);
     let mut long = false;
     let errno = loop {
         match perform(&mut caller, function, params, &mut long).await.map_err(trap)? {
@@ -345,6 +332,7 @@ async fn perform(
                 Poll::Pending if stdio.wants_input() => Poll::Ready(Ok(Performed::WantsInput)),
                 Poll::Pending => {
                     waited = true;
+                    exchange.suspended();
                     Poll::Pending
                 }
             }
