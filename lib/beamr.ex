@@ -67,9 +67,9 @@ defmodule Beamr do
     * `:compact` - `true` for a module of which a node is to have very many instances: a hundred
       thousand, or a million. Otherwise each memory reserves 4 GiB of address space, so that code
       needs no bounds checks, and some 32,000 fit on a node; one with 64-bit addresses reserves
-      32 GiB and grows no longer. A compact memory takes no more than twice its length, its
-      bounds are checked by instructions (code that does little but access memory takes up to
-      twice the time), and it moves when it grows. `false` unless given.
+      32 GiB and grows no longer. A compact memory takes about as much as it is long, its bounds
+      are checked by instructions (code that does little but access memory takes up to twice the
+      time), and it moves when it grows. `false` unless given.
     * `:cache` - a folder that compiled modules are kept in: what was compiled before, by this
       node or another, is only loaded. nil for none; unless given, what
       `config :beamr, cache_dir: path` says.
