@@ -242,9 +242,15 @@ defmodule Beamr.CompactTest do
     (module
       (type $cell (struct (field i64) (field i64) (field i64) (field i64)))
       (import "host" "call" (func $host))
+      (import "wasi_snapshot_preview1" "sched_yield" (func $yield (result i32)))
       (memory (export "memory") 1 200)
-      (func $churn (export "churn") (param $pages i32) (param $cells i32) (result i32)
+      (func (export "churn_after_wasi") (param i32 i32) (result i32)
+        (drop (call $yield))
+        (call $work (local.get 0) (local.get 1)))
+      (func (export "churn") (param i32 i32) (result i32)
         (call $host)
+        (call $work (local.get 0) (local.get 1)))
+      (func $work (param $pages i32) (param $cells i32) (result i32)
         (drop (memory.grow (local.get $pages)))
         (loop $next
           (drop (struct.new $cell (i64.const 1) (i64.const 2) (i64.const 3) (i64.const 4)))
@@ -255,23 +261,25 @@ defmodule Beamr.CompactTest do
 
     # The memory has moved since the import, and others have what was its place.
     test "nobody reaches where the memory was" do
-      for kind <- @kinds, pages <- [3, 40] do
+      for kind <- @kinds, pages <- [3, 40], churn <- ["churn", "churn_after_wasi"] do
         module = Beamr.compile!(@collecting, kind)
-        wasm = instance(module)
+        imports = %{"host" => %{"call" => fn _wasm -> :ok end}}
+        make = fn -> Beamr.instantiate!(module, imports: imports, wasi: true) end
+        wasm = make.()
         :ok = IO.write(wasm, 0, :binary.copy("A", @page))
 
         others = [
           spawn_loop(fn -> assert IO.read(wasm, 100, 8) == {:ok, "AAAAAAAA"} end),
           spawn_loop(fn -> :ok = IO.write(wasm, 200, "written") end),
           spawn_loop(fn ->
-            other = instance(module)
+            other = make.()
             assert IO.read(other, 0, @page) == {:ok, <<0::@page*8>>}
             :ok = IO.write(other, 0, :binary.copy("B", @page))
           end)
         ]
 
         for _ <- 1..4 do
-          assert [_size] = Beamr.call!(wasm, "churn", [pages, 200_000], timeout: :infinity)
+          assert [_size] = Beamr.call!(wasm, churn, [pages, 200_000], timeout: :infinity)
         end
 
         Enum.each(others, &stop_loop/1)

@@ -187,12 +187,12 @@ impl Exchange {
             .find(|stop| *stop as u8 == requested)
     }
 
-    /// Once the guest runs, what was recorded of its memories may be so no longer.
+    /// Said before each poll: what was recorded of the memories may be so no longer.
     pub fn running(&self) {
         self.captured.store(false, Relaxed);
     }
 
-    /// What was recorded of the memories is so still: the guest is suspended where it was.
+    /// Said where a poll is about to end, and nowhere else: what was recorded of the memories is so.
     pub fn suspended(&self) {
         self.captured.store(true, Relaxed);
     }
@@ -204,7 +204,6 @@ impl Exchange {
 
     /// Records where the memories are, for those who reach them while the guest is suspended.
     pub fn set_views(&self, views: impl Iterator<Item = View>) {
-        self.suspended();
         let mut slots = self.slots.lock();
         slots.views.clear();
         slots.views.extend(views);
@@ -253,7 +252,6 @@ impl Exchange {
         args: impl Iterator<Item = Value>,
         views: impl Iterator<Item = View>,
     ) {
-        self.suspended();
         let mut slots = self.slots.lock();
         slots.values.clear();
         slots.values.extend(args);

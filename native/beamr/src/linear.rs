@@ -61,19 +61,20 @@ impl Reservation {
         Shape { guard: self.guard, reserved: self.reserved(), accessible: self.accessible }
     }
 
-    /// Makes all of it zeros, where it lies if it is to stay warm, and no more than so many bytes
-    /// accessible.
+    /// Makes it as it was at first: zeros, of which no more than so many bytes are accessible. If
+    /// it is to stay warm, they are zeros where they lie.
     fn reset(&mut self, accessible: usize, warm: bool) -> io::Result<()> {
-        let end = self.guard + self.accessible;
+        let (start, end) = (self.guard + accessible, self.guard + self.accessible);
+        if start < end {
+            self.mapping.discard(start..end)?;
+            self.mapping.forbid(start..end)?;
+            self.accessible = accessible;
+        }
         if warm {
             // SAFETY: so much is accessible, and whose memory it was is done with it.
             unsafe { ptr::write_bytes(self.base(), 0, self.accessible) };
         } else {
-            self.mapping.discard(self.guard..end)?;
-        }
-        if self.accessible > accessible {
-            self.mapping.forbid(self.guard + accessible..end)?;
-            self.accessible = accessible;
+            self.mapping.discard(self.guard..self.guard + self.accessible)?;
         }
         Ok(())
     }
@@ -143,23 +144,23 @@ impl Reservations {
     }
 
     /// Whether one more of this shape is to keep its physical memory, and what is to be unmapped
-    /// for that: one of a shape that has not been used for longer.
-    fn make_room(&mut self, shape: Shape) -> (bool, Option<Reservation>) {
+    /// for that: some of shapes that have not been used for longer.
+    fn make_room(&mut self, shape: Shape) -> (bool, Vec<Reservation>) {
+        let mut evicted = Vec::new();
         if shape.accessible == 0 || shape.accessible > SHORT {
-            return (false, None);
+            return (false, evicted);
         }
-        if self.warm_bytes + shape.accessible <= WARM_BYTES {
-            return (true, None);
-        }
-        let warm = self.shelves.iter_mut().filter(|(_, shelf)| shelf.spares.warm() > 0);
-        match warm.min_by_key(|(_, shelf)| shelf.used) {
-            Some((&oldest, shelf)) if oldest != shape => {
-                let evicted = shelf.spares.take_warm();
-                self.taken(oldest, true);
-                (true, evicted)
+        while self.warm_bytes + shape.accessible > WARM_BYTES {
+            let warm = self.shelves.iter_mut().filter(|(_, shelf)| shelf.spares.warm() > 0);
+            match warm.min_by_key(|(_, shelf)| shelf.used) {
+                Some((&oldest, shelf)) if oldest != shape => {
+                    evicted.extend(shelf.spares.take_warm());
+                    self.taken(oldest, true);
+                }
+                _ => return (false, evicted),
             }
-            _ => (false, None),
         }
+        (true, evicted)
     }
 
     /// Answers what there is no room for: one of the shape that has not been used for longest.
@@ -187,7 +188,10 @@ impl Reservations {
 
 /// Tries again, where there is room for no more mappings, without the reservations that are spare.
 pub fn with_room<T>(mut map: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    map().or_else(|_| {
+    map().or_else(|error| {
+        if error.raw_os_error() != Some(libc::ENOMEM) {
+            return Err(error);
+        }
         let spare = std::mem::take(&mut *RESERVATIONS.lock());
         drop(spare);
         map()
@@ -271,7 +275,8 @@ impl Drop for Reserved {
         if reservation.mapping.length() > LONGEST_KEPT {
             return;
         }
-        let (warm, evicted) = RESERVATIONS.lock().make_room(reservation.shape());
+        let shape = Shape { accessible: self.minimum, ..reservation.shape() };
+        let (warm, evicted) = RESERVATIONS.lock().make_room(shape);
         drop(evicted);
         // What cannot be made as good as new is unmapped.
         if reservation.reset(self.minimum, warm).is_ok() {
@@ -384,14 +389,18 @@ unsafe impl LinearMemory for Movable {
 
     fn grow_to(&mut self, size: usize) -> wasmtime::Result<()> {
         if size > self.place.capacity() {
-            // With some to spare, so that it need not move for each page.
-            let length =
-                size.checked_add(size / 8).and_then(mapping::pages).ok_or_else(too_long)?;
+            let grow = |mapping: &mut Mapping| {
+                // With some to spare, if there is, so that it need not move for each page.
+                let length = mapping::pages(size).ok_or_else(too_long)?;
+                let longer = size.checked_add(size / 8).and_then(mapping::pages);
+                let grown = mapping.grow(longer.unwrap_or(length));
+                grown.or_else(|_| with_room(|| mapping.grow(length)))
+            };
             match &mut self.place {
-                Place::Own(mapping) => mapping.grow(length)?,
+                Place::Own(mapping) => grow(mapping)?,
                 Place::Part(Some(part)) if class(size).is_none() => {
-                    let mut own = part.take_out(part.length())?;
-                    if let Err(error) = own.grow(length) {
+                    let mut own = with_room(|| part.take_out(part.length()))?;
+                    if let Err(error) = grow(&mut own) {
                         // Code that runs takes it that a memory that has not grown has not moved.
                         // SAFETY: as below; all that was taken out is put back.
                         unsafe { ptr::copy_nonoverlapping(own.base(), part.base(), self.size) };

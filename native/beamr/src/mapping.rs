@@ -214,10 +214,8 @@ impl Part {
         }
         let copy = Mapping::zeros(length)?;
         // SAFETY: as above; two mappings do not overlap.
-        unsafe {
-            ptr::copy_nonoverlapping(from, copy.base(), length);
-            ptr::write_bytes(from, 0, length);
-        }
+        unsafe { ptr::copy_nonoverlapping(from, copy.base(), length) };
+        self.discard(0..length)?;
         Ok(copy)
     }
 

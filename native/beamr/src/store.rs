@@ -185,6 +185,7 @@ fn tick(mut store: StoreContextMut<'_, Host>) -> wasmtime::Result<UpdateDeadline
     }
     host.yielded = true;
     capture(&mut store);
+    store.data().exchange.suspended();
     Ok(UpdateDeadline::Yield(0))
 }
 

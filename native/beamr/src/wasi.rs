@@ -30,6 +30,7 @@ use crate::alarm::Alarm;
 use crate::call::{self, Args, Outcome, Results, Target};
 use crate::count::{self, Live};
 use crate::error::{self, Exit, Stop};
+use crate::exchange::Exchange;
 use crate::export::Reach;
 use crate::instance::InstanceResource;
 use crate::list::List;
@@ -310,7 +311,7 @@ async fn perform(
     if !*long && function.copies(&memory, params) > LONG_COPY {
         *long = true;
         store::capture(&mut *caller);
-        give_way().await;
+        give_way(&exchange).await;
     }
     let Some(wasi) = caller.data_mut().wasi.as_mut() else {
         return Err(Stop::Closed.into());
@@ -347,12 +348,13 @@ async fn perform(
 
 /// Ends the slice, so that a long call goes on on a dirty scheduler. The guest is suspended
 /// meanwhile: where its memories are must have been recorded.
-async fn give_way() {
+async fn give_way(exchange: &Exchange) {
     let mut given = false;
     poll_fn(|context| match std::mem::replace(&mut given, true) {
         true => Poll::Ready(()),
         false => {
             context.waker().wake_by_ref();
+            exchange.suspended();
             Poll::Pending
         }
     })
