@@ -14,7 +14,8 @@ use rustler::Atom;
 use wasmtime::{Config, Engine};
 
 use crate::atoms;
-use crate::linear::{Compact, Reserving};
+use crate::compact::Compact;
+use crate::reserving::Reserving;
 use crate::rest::Rest;
 use crate::stack::Stacks;
 

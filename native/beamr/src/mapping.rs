@@ -36,6 +36,10 @@ pub fn pages(bytes: usize) -> Option<usize> {
     bytes.checked_next_multiple_of(page())
 }
 
+pub fn too_long() -> io::Error {
+    io::Error::new(io::ErrorKind::OutOfMemory, "the memory is too long")
+}
+
 fn done(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

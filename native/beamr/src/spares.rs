@@ -1,5 +1,9 @@
 //! What is kept of the operating system's memory for others, when it is given back.
 
+/// Memories up to this many bytes may be filled with zeros where they lie and keep their physical
+/// memory: it is faster than having the system do it. Of longer ones it is given back.
+pub const SHORT: usize = 128 * 1024;
+
 /// Things of one kind, each as good as the other. The warm ones have physical memory already.
 pub struct Spares<T> {
     warm: Vec<T>,

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use wasmtime::{StackCreator, StackMemory};
 
-use crate::linear::with_room;
 use crate::mapping::{self, Mapping, Part};
+use crate::reserving::with_room;
 use crate::spares::Spares;
 
 /// As many free stacks keep the physical memory that they have been used of, mostly a few pages.
