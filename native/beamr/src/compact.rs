@@ -25,7 +25,7 @@ const SIZES: usize = (LARGEST / SMALLEST).ilog2() as usize + 1;
 
 /// As many spare parts of each size keep their physical memory, and as many more are kept. The rest
 /// is unmapped, each mapping when the last of its parts is.
-const WARM: usize = 64;
+const WARM: usize = 32;
 const COLD: usize = 1024;
 
 /// Spare parts, of all engines, by their size.

@@ -72,7 +72,7 @@ impl Reservation {
 
 /// As many reservations are kept, and as many bytes of physical memory with them.
 const KEPT: usize = 1024;
-const WARM_BYTES: usize = 16 * 1024 * 1024;
+const WARM_BYTES: usize = 4 * 1024 * 1024;
 
 /// Longer reservations are not kept: of address space there is an end too.
 const LONGEST_KEPT: usize = 8 * 1024 * 1024 * 1024;
