@@ -89,9 +89,31 @@ unsafe impl StackMemory for Stack {
     }
 }
 
+/// What a call uses of a stack is mostly much less than this, in bytes.
+const SHALLOW: usize = 64 * 1024;
+
+/// Gives back the physical memory of a stack that was used deeper than most are: each such would
+/// keep half a megabyte.
+fn trim(part: &Part) {
+    let deep = part.length().saturating_sub(SHALLOW);
+    if deep < 2 * mapping::page() {
+        return;
+    }
+    // Frames that reach deeper have left something on the page where the deep begins.
+    // SAFETY: the page is one of the stack's, which no fiber uses any more.
+    let page = unsafe {
+        std::slice::from_raw_parts(part.base().add(deep - mapping::page()), mapping::page())
+    };
+    if page.iter().any(|byte| *byte != 0) {
+        // Where the system cannot take the memory, it stays with the stack.
+        let _ = part.discard(mapping::page()..deep);
+    }
+}
+
 impl Drop for Stack {
     fn drop(&mut self) {
         let Some(part) = self.part.take() else { return };
+        trim(&part);
         {
             let mut spares = self.spares.lock();
             if spares.warm() < WARM {
