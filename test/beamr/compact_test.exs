@@ -25,6 +25,12 @@ defmodule Beamr.CompactTest do
     (func (export "fill") (param i32) (memory.fill (i32.const 0) (local.get 0) (i32.mul (memory.size) (i32.const 65536)))))
   """
 
+  @long """
+  (module (memory (export "memory") i64 1)
+    (func (export "load") (param i64) (result i32) (i32.load8_u (local.get 0)))
+    (func (export "grow") (param i64) (result i64) (memory.grow (local.get 0))))
+  """
+
   @kinds [[], [compact: true]]
 
   setup_all do
@@ -97,14 +103,8 @@ defmodule Beamr.CompactTest do
     end
 
     test "may have addresses of 64 bits" do
-      source = """
-      (module (memory (export "memory") i64 1)
-        (func (export "load") (param i64) (result i32) (i32.load8_u (local.get 0)))
-        (func (export "grow") (param i64) (result i64) (memory.grow (local.get 0))))
-      """
-
       for kind <- @kinds do
-        wasm = source |> Beamr.compile!(kind) |> Beamr.instantiate!()
+        wasm = @long |> Beamr.compile!(kind) |> Beamr.instantiate!()
         :ok = IO.write(wasm, @page - 1, <<9>>)
         assert Beamr.call!(wasm, "grow", [40]) == [1]
         assert Beamr.call!(wasm, "load", [@page - 1]) == [9]
@@ -116,14 +116,8 @@ defmodule Beamr.CompactTest do
     end
 
     test "may be longer than 4 GiB" do
-      source = """
-      (module (memory (export "memory") i64 1)
-        (func (export "load") (param i64) (result i32) (i32.load8_u (local.get 0)))
-        (func (export "grow") (param i64) (result i64) (memory.grow (local.get 0))))
-      """
-
       for kind <- @kinds do
-        wasm = source |> Beamr.compile!(kind) |> Beamr.instantiate!()
+        wasm = @long |> Beamr.compile!(kind) |> Beamr.instantiate!()
         :ok = IO.write(wasm, 5, "near")
         assert Beamr.call!(wasm, "grow", [65_534]) == [1]
         :ok = IO.write(wasm, 0xFFFE_FFFC, "far ")
