@@ -5,34 +5,11 @@
 #     BEAMR_MANY=1000000 mix run bench/many.exs      # a million compact ones: 18 GB of memory
 
 Code.require_file("measure.exs", __DIR__)
+Code.require_file("compute.exs", __DIR__)
 Code.require_file("alive.exs", __DIR__)
 
 defmodule Bench.Many do
   import Bench.Measure
-
-  @compute """
-  (module
-    (memory (export "memory") 33)
-    (func $fib (export "fib") (param i32) (result i32)
-      (if (result i32) (i32.lt_u (local.get 0) (i32.const 2))
-        (then (local.get 0))
-        (else
-          (i32.add
-            (call $fib (i32.sub (local.get 0) (i32.const 1)))
-            (call $fib (i32.sub (local.get 0) (i32.const 2)))))))
-    (func (export "sum") (param $bytes i32) (result i32) (local $sum i32)
-      (loop $next
-        (local.set $bytes (i32.sub (local.get $bytes) (i32.const 4)))
-        (local.set $sum (i32.add (local.get $sum) (i32.load (local.get $bytes))))
-        (br_if $next (local.get $bytes)))
-      (local.get $sum))
-    (func (export "copy") (param $bytes i32) (result i32)
-      (loop $next
-        (local.set $bytes (i32.sub (local.get $bytes) (i32.const 8)))
-        (i64.store offset=1048576 (local.get $bytes) (i64.load (local.get $bytes)))
-        (br_if $next (local.get $bytes)))
-      (i32.const 0)))
-  """
 
   def run do
     title("Many instances, all alive")
@@ -55,7 +32,7 @@ defmodule Bench.Many do
 
     [close, base] =
       for kind <- [[compact: true], []] do
-        module = Beamr.compile!(@compute, kind)
+        module = Beamr.compile!(Bench.Compute.guest(), kind)
         fn -> module |> Beamr.instantiate!() |> Beamr.close() end
       end
 
@@ -69,7 +46,7 @@ defmodule Bench.Many do
     end
   end
 
-  defp instance(kind), do: @compute |> Beamr.compile!(kind) |> Beamr.instantiate!()
+  defp instance(kind), do: Bench.Compute.guest() |> Beamr.compile!(kind) |> Beamr.instantiate!()
 
   # In a node of its own: memory that this one has freed would be used again, and not be seen.
   defp alive(label, count, options) do
