@@ -97,7 +97,9 @@ impl Options {
 /// To copy so many bytes of data takes as long as to map them.
 const MUCH_DATA: usize = 32 * 1024;
 
-static ENGINES: [OnceLock<Engine>; 12] = [const { OnceLock::new() }; 12];
+/// By [`Options::bits`].
+static ENGINES: [OnceLock<Engine>; 4 * Memory::ALL.len()] =
+    [const { OnceLock::new() }; 4 * Memory::ALL.len()];
 static MAX_STACK: AtomicUsize = AtomicUsize::new(DEFAULT_MAX_STACK);
 
 /// Sets the guest stack size, in bytes, of every engine made from now on.
