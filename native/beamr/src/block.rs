@@ -11,7 +11,8 @@ use rustler::{Binary, Encoder, Env, Term};
 use crate::atoms;
 use crate::error::Fault;
 use crate::instance::{InstanceResource, Wait};
-use crate::memory::{Answer, LONG, Refusal, View, finish, operation, range, unsigned, with_memory};
+use crate::memory::{Answer, LONG, Refusal, View, finish, range, unsigned, with_memory};
+use crate::nif::operation;
 
 fn fill<'a>(
     env: Env<'a>,

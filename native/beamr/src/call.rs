@@ -9,9 +9,11 @@ use wasmtime::{AsContext, AsContextMut, Func, RootScope, Store, Val, ValType};
 use crate::atoms;
 use crate::common::Common;
 use crate::error::{Exit, Fault, Stop};
+use crate::exchange::Values;
 use crate::export::Reach;
 use crate::instance::{InstanceResource, Wait, locked, timeout};
 use crate::module::Compiled;
+use crate::nif::operation;
 use crate::slice::Slice;
 use crate::store::{self, Host};
 use crate::value::{self, FuncHandle, FuncResource, Signature, Value};
@@ -43,11 +45,11 @@ impl Target {
 }
 
 /// A function of a store.
-#[derive(Clone)]
 pub struct Callee {
     func: Func,
-    /// The way to call it that is quicker, where there is one.
-    common: Option<Arc<Common>>,
+    /// The quicker way to call it, where there is one that no other call is using, and where that
+    /// belongs in [`Host::called`].
+    common: Option<(usize, Box<Common>)>,
 }
 
 impl From<Func> for Callee {
@@ -56,26 +58,35 @@ impl From<Func> for Callee {
     }
 }
 
+/// An exported function that has been called.
+pub struct Called {
+    /// Its place in [`Compiled::functions`].
+    index: usize,
+    func: Func,
+    common: Option<Box<Common>>,
+}
+
 /// So many of an instance's functions are found at once; others are looked up in each call.
 const REMEMBERED: usize = 8;
 
 fn find_export(index: usize, reach: &mut impl Reach) -> Option<Callee> {
-    let store = reach.store();
-    let host = store.data();
-    if let Some((_, callee)) = host.called.iter().find(|(called, _)| *called == index) {
-        return Some(callee.clone());
+    let mut store = reach.store();
+    let called = &mut store.data_mut().called;
+    if let Some(place) = called.iter().position(|called| called.index == index) {
+        let common = called[place].common.take().map(|common| (place, common));
+        return Some(Callee { func: called[place].func, common });
     }
-    let module = host.module.clone();
+    let module = store.data().module.clone();
     let function = &module.functions[index];
     let func = reach.export(&function.export)?.into_func()?;
     let mut store = reach.store();
-    if store.data().called.len() >= REMEMBERED {
+    let place = store.data().called.len();
+    if place >= REMEMBERED {
         return Some(func.into());
     }
-    let common = Common::new(&mut store, func, &function.signature).map(Arc::new);
-    let callee = Callee { func, common };
-    store.data_mut().called.push((index, callee.clone()));
-    Some(callee)
+    let common = Common::new(&mut store, func, &function.signature).map(Box::new);
+    store.data_mut().called.push(Called { index, func, common: None });
+    Some(Callee { func, common: common.map(|common| (place, common)) })
 }
 
 /// The arguments of a call. Numbers come with room for the results behind them.
@@ -105,7 +116,6 @@ impl Results {
 
 /// A call as Elixir asks for it.
 pub struct Request<'a> {
-    pub this: Term<'a>,
     pub target: Term<'a>,
     pub args: Term<'a>,
     pub timeout: Option<Duration>,
@@ -127,9 +137,8 @@ pub fn prepare(
     room: Vec<Val>,
 ) -> Result<(Target, Args), Fault> {
     let target = if let Ok(name) = Binary::from_term(request.target) {
-        let name = std::str::from_utf8(name.as_slice()).map_err(|_| Fault::UnknownFunction)?;
         let names = &instance.module.function_names;
-        Target::Export(*names.get(name).ok_or(Fault::UnknownFunction)?)
+        Target::Export(*names.get(name.as_slice()).ok_or(Fault::UnknownFunction)?)
     } else {
         let func = request.target.decode::<ResourceArc<FuncResource>>();
         let handle = func.map_err(|_| Fault::ForeignFunction)?.0.clone();
@@ -192,32 +201,25 @@ pub fn own(instance: &InstanceResource, value: Value) -> Result<Value, Fault> {
     }
 }
 
-/// Takes what an import returned, as values of its result types; false where it is none. Without
-/// results the term does not matter; one result is the term itself; several are a list.
-pub fn results(
-    instance: &InstanceResource,
-    index: usize,
-    term: Term,
-    values: &mut Vec<Value>,
-) -> bool {
-    let Some(Some(signature)) = instance.module.imports.get(index) else { return false };
-    let mut take = |term: Term, ty| {
-        let value = value::decode(term, ty).ok().and_then(|value| own(instance, value).ok());
-        value.map(|value| values.push(value)).is_some()
-    };
+/// What an import returned, as values of its result types; None where it is none. Without results
+/// the term does not matter; one result is the term itself; several are a list.
+pub fn results(instance: &InstanceResource, index: usize, term: Term) -> Option<Values> {
+    let signature = instance.module.imports.get(index)?.as_ref()?;
+    let take = |term: Term, ty| own(instance, value::decode(term, ty).ok()?).ok();
     match &signature.results[..] {
-        [] => true,
-        [ty] => take(term, ty),
+        [] => Some(Values::new()),
+        [ty] => take(term, ty).map(|value| Values::from_iter([value])),
         types => {
+            if term.list_length().ok()? != types.len() {
+                return None;
+            }
             let mut rest = term;
-            term.list_length().is_ok_and(|length| length == types.len())
-                && types.iter().all(|ty| match rest.list_get_cell() {
-                    Ok((head, tail)) => {
-                        rest = tail;
-                        take(head, ty)
-                    }
-                    Err(_) => false,
-                })
+            let values = types.iter().map(|ty| {
+                let (head, tail) = rest.list_get_cell().ok()?;
+                rest = tail;
+                take(head, ty)
+            });
+            values.collect()
         }
     }
 }
@@ -244,9 +246,13 @@ pub async fn run(mut store: impl AsContextMut<Data = Host>, callee: Callee, args
         Args::Numbers { mut values, params } => {
             store::new_slice(&mut store);
             let (given, results) = values.split_at_mut(params);
-            let called = match &callee.common {
-                Some(common) => common.call(&mut store, given, results).await,
+            let called = match callee.common {
                 None => callee.func.call_async(&mut store, given, results).await,
+                Some((place, common)) => {
+                    let called = common.call(&mut store, given, results).await;
+                    store.as_context_mut().data_mut().called[place].common = Some(common);
+                    called
+                }
             };
             match called {
                 Ok(()) => Ok(Results::Numbers { values, params }),
@@ -275,54 +281,36 @@ pub async fn run(mut store: impl AsContextMut<Data = Host>, callee: Callee, args
     }
 }
 
-fn start<'a>(env: Env<'a>, request: &Request<'a>, wait: Wait) -> NifResult<Term<'a>> {
-    let instance: &InstanceResource = request.this.decode()?;
+fn start<'a>(
+    env: Env<'a>,
+    instance: &InstanceResource,
+    target: Term<'a>,
+    args: Term<'a>,
+    milliseconds: Term<'a>,
+    unsigned: Term<'a>,
+    wait: Wait,
+) -> NifResult<Term<'a>> {
     if instance.is_deep_for(wait) {
         return Ok(atoms::dirty().encode(env));
     }
-    Ok(locked(env, instance, wait, |state| instance.begin(env, request, state)))
-}
-
-#[rustler::nif]
-fn call_start<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    target: Term<'a>,
-    arguments: Term<'a>,
-    milliseconds: i64,
-    unsigned: bool,
-) -> NifResult<Term<'a>> {
-    let timeout = timeout(milliseconds);
-    start(env, &Request { this, target, args: arguments, timeout, unsigned }, Wait::Briefly)
-}
-
-#[rustler::nif(schedule = "DirtyCpu")]
-fn call_start_dirty<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    target: Term<'a>,
-    arguments: Term<'a>,
-    milliseconds: i64,
-    unsigned: bool,
-) -> NifResult<Term<'a>> {
-    let timeout = timeout(milliseconds);
-    start(env, &Request { this, target, args: arguments, timeout, unsigned }, Wait::AsLongAsNeeded)
+    let timeout = timeout(milliseconds.decode()?);
+    let request = Request { target, args, timeout, unsigned: atoms::true_() == unsigned };
+    Ok(locked(env, instance, wait, |state| instance.begin(env, &request, state)))
 }
 
 fn resume<'a>(
     env: Env<'a>,
-    this: Term<'a>,
-    answer: Atom,
+    instance: &InstanceResource,
+    answer: Term<'a>,
     value: Term<'a>,
     wait: Wait,
-) -> NifResult<Term<'a>> {
-    let instance: &InstanceResource = this.decode()?;
+) -> Term<'a> {
     if instance.is_deep_for(wait) {
-        return Ok(atoms::dirty().encode(env));
+        return atoms::dirty().encode(env);
     }
-    let answer = if answer == atoms::return_() {
+    let answer = if atoms::return_() == answer {
         Answer::Return(value)
-    } else if answer == atoms::raise() {
+    } else if atoms::raise() == answer {
         Answer::Raise
     } else {
         Answer::Continue
@@ -331,28 +319,11 @@ fn resume<'a>(
         Wait::Briefly => Slice::Normal,
         Wait::AsLongAsNeeded => Slice::Dirty,
     };
-    Ok(locked(env, instance, wait, |state| {
+    locked(env, instance, wait, |state| {
         instance.exchange.set_slice(slice);
-        instance.resume(env, this, answer, state)
-    }))
+        instance.resume(env, answer, state)
+    })
 }
 
-#[rustler::nif]
-fn call_resume<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    answer: Atom,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    resume(env, this, answer, value, Wait::Briefly)
-}
-
-#[rustler::nif(schedule = "DirtyCpu")]
-fn call_resume_dirty<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    answer: Atom,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    resume(env, this, answer, value, Wait::AsLongAsNeeded)
-}
+operation!(call_start, call_start_dirty on DirtyCpu, start(target, args, milliseconds, unsigned));
+operation!(call_resume, call_resume_dirty on DirtyCpu, resume(answer, value));

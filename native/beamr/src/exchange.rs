@@ -1,16 +1,16 @@
 //! What passes between a guest that is suspended and the NIFs that drive its call: what the
 //! guest asks, what it is handed, when it has to stop, and where its memories lie meanwhile.
 //!
-//! Invariant: only the holder of the instance's lock uses the slots, so what it takes out
-//! belongs to the poll it just made. The stop request may be set at any time, by anyone.
+//! Invariant: only the holder of the instance's lock uses the slots and begins and ends calls, so
+//! what it takes out belongs to the poll it just made. The stop request may be set at any time, by
+//! anyone. A call that asks for nothing touches no slot, and so takes no lock here.
 
-use std::future::{Future, poll_fn};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant as Clock};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use crate::call::{Args, Outcome, Target};
@@ -20,10 +20,13 @@ use crate::memory::View;
 use crate::slice::Slice;
 use crate::value::Value;
 
+/// The arguments of an import, or what it returned. So many need no allocation.
+pub type Values = SmallVec<[Value; 4]>;
+
 /// What the guest's side asks of the process that drives the call.
 pub enum Asked {
-    /// Call the Elixir function behind this import; its arguments are among the slots.
-    Import { index: usize },
+    /// Call the Elixir function behind this import.
+    Import { index: usize, args: Values },
     /// Nothing more: the nested call that was handed in has ended.
     Called(Outcome),
     /// Nothing more: the operation that was handed in is done.
@@ -32,13 +35,9 @@ pub enum Asked {
 
 /// What the driving process hands to the import that is suspended.
 pub enum Errand {
-    /// The results are among the slots.
-    Return,
+    Return(Values),
     Stop(Stop),
-    Call {
-        target: Target,
-        args: Args,
-    },
+    Call { target: Target, args: Args },
     Perform(Operation),
 }
 
@@ -65,7 +64,12 @@ pub struct Exchange {
     slice: AtomicU8,
     /// How many wait for the instance's lock, and so for the slice that is running to end.
     waiting: AtomicUsize,
+    /// How many calls have begun and not ended.
     depth: AtomicUsize,
+    /// Whether the innermost call's integers go to Elixir unsigned.
+    unsigned: AtomicBool,
+    /// Whether there may be something in the slots.
+    touched: AtomicBool,
     /// Whether the views are those of the memories as they are.
     captured: AtomicBool,
     slots: Mutex<Slots>,
@@ -73,34 +77,35 @@ pub struct Exchange {
 
 #[derive(Default)]
 struct Slots {
-    asked: Option<Asked>,
-    errand: Option<Errand>,
-    /// The arguments of the import that is asked for, or what it returned. The room is kept.
-    values: Vec<Value>,
+    passing: Passing,
     views: Vec<View>,
-    /// One for each call that has begun and not ended, outermost first.
-    frames: SmallVec<[Frame; 1]>,
+    /// What is kept of each call while others are nested in it, outermost first.
+    outer: Vec<Frame>,
     /// The imports that are suspended, outermost first.
     awaiting: Vec<usize>,
 }
 
-impl Slots {
-    fn awaiting(&self) -> Option<usize> {
-        (self.awaiting.len() == self.frames.len()).then(|| self.awaiting.last().copied())?
-    }
+/// What is asked is taken before anything is handed in, and the other way round.
+#[derive(Default)]
+enum Passing {
+    #[default]
+    Nothing,
+    Asked(Asked),
+    Errand(Errand),
+}
 
+impl Slots {
     /// Forgets what belonged to a call that has ended; the room is kept for the next.
     fn clear(&mut self) {
-        self.asked = None;
-        self.errand = None;
-        self.values.clear();
+        self.passing = Passing::Nothing;
         self.views.clear();
+        self.outer.clear();
         self.awaiting.clear();
     }
 }
 
 struct Frame {
-    outer_deadline: u64,
+    deadline: u64,
     unsigned: bool,
 }
 
@@ -112,42 +117,60 @@ impl Exchange {
             slice: AtomicU8::new(Slice::First as u8),
             waiting: AtomicUsize::new(0),
             depth: AtomicUsize::new(0),
+            unsigned: AtomicBool::new(false),
+            touched: AtomicBool::new(false),
             captured: AtomicBool::new(false),
             slots: Mutex::default(),
         }
     }
 
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.touched.store(true, Relaxed);
+        self.slots.lock()
+    }
+
     /// Begins a call, nested in those that have begun before. Its deadline is never later than
     /// that of the call it is nested in.
     pub fn begin(&self, deadline: u64, unsigned: bool) {
-        let mut slots = self.slots.lock();
-        if slots.frames.is_empty() {
+        let depth = self.depth();
+        let outer =
+            Frame { deadline: self.deadline.load(Relaxed), unsigned: self.unsigned.load(Relaxed) };
+        self.unsigned.store(unsigned, Relaxed);
+        if depth == 0 {
             self.stop.store(RUNNING, Relaxed);
-            self.deadline.store(NO_DEADLINE, Relaxed);
+            self.deadline.store(deadline, Relaxed);
+        } else {
+            self.deadline.store(deadline.min(outer.deadline), Relaxed);
+            self.slots().outer.push(outer);
         }
-        let outer_deadline = self.deadline.fetch_min(deadline, Relaxed);
-        slots.frames.push(Frame { outer_deadline, unsigned });
-        self.depth.store(slots.frames.len(), Relaxed);
+        self.depth.store(depth + 1, Relaxed);
     }
 
     /// Ends the innermost call; answers whether its integers go to Elixir unsigned.
     pub fn end(&self) -> bool {
-        let mut slots = self.slots.lock();
-        let Some(frame) = slots.frames.pop() else { return false };
-        self.depth.store(slots.frames.len(), Relaxed);
-        self.deadline.store(frame.outer_deadline, Relaxed);
-        if slots.frames.is_empty() {
-            slots.clear();
+        let unsigned = self.unsigned.load(Relaxed);
+        match self.depth() {
+            0 => return false,
+            1 => self.end_all(),
+            depth => {
+                self.depth.store(depth - 1, Relaxed);
+                if let Some(outer) = self.slots().outer.pop() {
+                    self.deadline.store(outer.deadline, Relaxed);
+                    self.unsigned.store(outer.unsigned, Relaxed);
+                }
+            }
         }
-        frame.unsigned
+        unsigned
     }
 
     /// Ends every call that has begun, where nobody waits for an answer any more.
     pub fn end_all(&self) {
         self.depth.store(0, Relaxed);
-        let mut slots = self.slots.lock();
-        slots.frames.clear();
-        slots.clear();
+        self.deadline.store(NO_DEADLINE, Relaxed);
+        if self.touched.load(Relaxed) {
+            self.slots.lock().clear();
+            self.touched.store(false, Relaxed);
+        }
     }
 
     /// How many calls have begun and not ended.
@@ -157,7 +180,12 @@ impl Exchange {
 
     /// Whether an import waits for an answer from the driving process.
     pub fn is_awaiting(&self) -> bool {
-        self.slots.lock().awaiting().is_some()
+        self.is_innermost(&self.slots.lock())
+    }
+
+    /// Whether the import that was asked for last is the one that waits, and no call is nested in it.
+    fn is_innermost(&self, slots: &Slots) -> bool {
+        slots.awaiting.len() == self.depth()
     }
 
     /// Asks the call in flight to end at its next safe point. The first reason stays, but for
@@ -204,7 +232,7 @@ impl Exchange {
 
     /// Records where the memories are, for those who reach them while the guest is suspended.
     pub fn set_views(&self, views: impl Iterator<Item = View>) {
-        let mut slots = self.slots.lock();
+        let mut slots = self.slots();
         slots.views.clear();
         slots.views.extend(views);
     }
@@ -242,64 +270,69 @@ impl Exchange {
     }
 
     pub fn post(&self, asked: Asked) {
-        self.slots.lock().asked = Some(asked);
+        self.slots().passing = Passing::Asked(asked);
     }
 
-    /// Asks for an import, with its arguments and where the memories are meanwhile.
-    pub fn post_import(
-        &self,
-        index: usize,
-        args: impl Iterator<Item = Value>,
-        views: impl Iterator<Item = View>,
-    ) {
-        let mut slots = self.slots.lock();
-        slots.values.clear();
-        slots.values.extend(args);
+    /// Asks for an import, and records where the memories are meanwhile.
+    pub fn post_import(&self, index: usize, args: Values, views: impl Iterator<Item = View>) {
+        let mut slots = self.slots();
         slots.views.clear();
         slots.views.extend(views);
         slots.awaiting.push(index);
-        slots.asked = Some(Asked::Import { index });
+        slots.passing = Passing::Asked(Asked::Import { index, args });
     }
 
     pub fn take_asked(&self) -> Option<Asked> {
-        self.slots.lock().asked.take()
-    }
-
-    /// The arguments of the import that is asked for.
-    pub fn with_values<R>(&self, f: impl FnOnce(&[Value]) -> R) -> R {
-        f(&self.slots.lock().values)
-    }
-
-    /// Answers the import that waits, if one does: `results` puts what it returned where it is
-    /// given room, or tells why the guest has to stop.
-    pub fn respond(&self, results: impl FnOnce(usize, &mut Vec<Value>) -> Result<(), Stop>) {
         let mut slots = self.slots.lock();
-        let Some(index) = slots.awaiting() else { return };
-        slots.awaiting.pop();
-        slots.values.clear();
-        slots.errand = Some(match results(index, &mut slots.values) {
-            Ok(()) => Errand::Return,
+        if !matches!(slots.passing, Passing::Asked(_)) {
+            return None;
+        }
+        match std::mem::take(&mut slots.passing) {
+            Passing::Asked(asked) => Some(asked),
+            _ => None,
+        }
+    }
+
+    /// Answers the import that waits, if one does, with what it returned or why the guest has to
+    /// stop.
+    pub fn respond(&self, results: impl FnOnce(usize) -> Result<Values, Stop>) {
+        let mut slots = self.slots();
+        if !self.is_innermost(&slots) {
+            return;
+        }
+        let Some(index) = slots.awaiting.pop() else { return };
+        slots.passing = Passing::Errand(match results(index) {
+            Ok(values) => Errand::Return(values),
             Err(stop) => Errand::Stop(stop),
         });
     }
 
     /// Hands something to do to the import that waits.
     pub fn send(&self, errand: Errand) {
-        self.slots.lock().errand = Some(errand);
+        self.slots().passing = Passing::Errand(errand);
     }
 
-    /// Waits for what the driving process wants of the innermost suspended import.
-    pub fn errand(&self) -> impl Future<Output = Errand> + Send + '_ {
-        poll_fn(|_| match self.slots.lock().errand.take() {
-            Some(errand) => Poll::Ready(errand),
-            None if self.is_abandoned() => {
-                Poll::Ready(Errand::Stop(self.stop().unwrap_or(Stop::Closed)))
-            }
-            None => {
-                self.suspended();
-                Poll::Pending
-            }
-        })
+    /// What the driving process wants of the innermost suspended import, polled for by that.
+    pub fn poll_errand(&self) -> Poll<Errand> {
+        if let Some(errand) = self.take_errand() {
+            return Poll::Ready(errand);
+        }
+        if self.is_abandoned() {
+            return Poll::Ready(Errand::Stop(self.stop().unwrap_or(Stop::Closed)));
+        }
+        self.suspended();
+        Poll::Pending
+    }
+
+    fn take_errand(&self) -> Option<Errand> {
+        let mut slots = self.slots.lock();
+        if !matches!(slots.passing, Passing::Errand(_)) {
+            return None;
+        }
+        match std::mem::take(&mut slots.passing) {
+            Passing::Errand(errand) => Some(errand),
+            _ => None,
+        }
     }
 
     /// The memories as they were when the guest was last suspended.

@@ -12,6 +12,7 @@ use wasmtime::{
 use crate::error::{self, Fault};
 use crate::instance::{InstanceResource, Wait, locked};
 use crate::module::Place;
+use crate::nif::operation;
 use crate::store::Host;
 use crate::value::{self, Value};
 use crate::{atoms, call};
@@ -226,42 +227,19 @@ fn operation<'a>(
 
 fn perform_at<'a>(
     env: Env<'a>,
-    this: Term<'a>,
-    verb: Atom,
-    name: Binary<'a>,
+    instance: &InstanceResource,
+    verb: Term<'a>,
+    name: Term<'a>,
     index: Term<'a>,
     value: Term<'a>,
     wait: Wait,
 ) -> NifResult<Term<'a>> {
-    let instance: &InstanceResource = this.decode()?;
-    Ok(match operation(instance, verb, name, index, value)? {
+    Ok(match operation(instance, verb.decode()?, name.decode()?, index, value)? {
         Ok(operation) => {
-            locked(env, instance, wait, |state| instance.perform(env, this, operation, state))
+            locked(env, instance, wait, |state| instance.perform(env, operation, state))
         }
         Err(fault) => error::encode(env, &fault),
     })
 }
 
-#[rustler::nif]
-fn export_perform<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    verb: Atom,
-    name: Binary<'a>,
-    index: Term<'a>,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    perform_at(env, this, verb, name, index, value, Wait::Briefly)
-}
-
-#[rustler::nif(schedule = "DirtyIo")]
-fn export_perform_dirty<'a>(
-    env: Env<'a>,
-    this: Term<'a>,
-    verb: Atom,
-    name: Binary<'a>,
-    index: Term<'a>,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    perform_at(env, this, verb, name, index, value, Wait::AsLongAsNeeded)
-}
+operation!(export_perform, export_perform_dirty, perform_at(verb, name, index, value));

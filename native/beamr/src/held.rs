@@ -13,7 +13,8 @@ use rustler::{Atom, Encoder, Env, LocalPid, Term};
 use crate::atoms;
 use crate::error::{self, Fault, Stop};
 use crate::instance::{InstanceResource, Wait};
-use crate::memory::{MANY, operation};
+use crate::memory::MANY;
+use crate::nif::operation;
 
 /// By pointer.
 #[derive(Default)]

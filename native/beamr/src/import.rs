@@ -5,7 +5,8 @@
 //! While it waits the guest is suspended with this function's [`Caller`] at the top of its
 //! fiber, so whatever needs the store meanwhile (a nested call above all) is handed to it.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::task::Poll;
 
 use rustler::{Atom, NifResult, Term};
 use wasmtime::{
@@ -14,7 +15,7 @@ use wasmtime::{
 };
 
 use crate::error::Stop;
-use crate::exchange::{Asked, Errand, Exchange};
+use crate::exchange::{Asked, Errand, Values};
 use crate::export::{self, Reach};
 use crate::list::List;
 use crate::module::{Compiled, ModuleResource};
@@ -38,15 +39,14 @@ pub async fn run(
     params: &[Val],
     results: &mut [Val],
 ) -> wasmtime::Result<()> {
-    let exchange = caller.data().exchange.clone();
-    if let Some(stop) = exchange.stop() {
+    if let Some(stop) = caller.data().exchange.stop() {
         return Err(stop.into());
     }
-    let owner = caller.data().id;
     find_memories(&mut caller);
-    ask(&exchange, &mut caller, index, params, owner);
-    answered(&mut caller, &exchange).await?;
-    exchange.with_values(|values| give(&mut caller, index, values, results))?;
+    let args = arguments(&mut caller, params);
+    caller.data().exchange.post_import(index, args, store::views(&caller));
+    let values = answered(&mut caller).await?;
+    give(&mut caller, index, &values, results)?;
     store::new_slice(&mut caller);
     Ok(())
 }
@@ -54,48 +54,45 @@ pub async fn run(
 /// Waits for the answer to what was asked, and does what is handed in meanwhile.
 pub async fn answered(
     store: &mut (impl Reach + AsContextMut<Data = Host>),
-    exchange: &Exchange,
-) -> wasmtime::Result<()> {
+) -> wasmtime::Result<Values> {
     loop {
-        match exchange.errand().await {
-            Errand::Return => {
-                return match exchange.stop() {
+        let mut has_waited = false;
+        let errand = poll_fn(|_| {
+            let store = store.as_context_mut();
+            let exchange = &store.data().exchange;
+            // At first there cannot be one.
+            if !std::mem::replace(&mut has_waited, true) {
+                exchange.suspended();
+                return Poll::Pending;
+            }
+            exchange.poll_errand()
+        })
+        .await;
+        let asked = match errand {
+            Errand::Return(values) => {
+                return match store.as_context().data().exchange.stop() {
                     Some(stop) => Err(stop.into()),
-                    None => Ok(()),
+                    None => Ok(values),
                 };
             }
             Errand::Stop(stop) => return Err(stop.into()),
-            Errand::Call { target, args } => {
-                let outcome = match target.find(store) {
-                    Some(callee) => call::run(&mut *store, callee, args).await,
-                    None => Err(wasmtime::Error::from(Stop::Closed)),
-                };
-                store::capture(&mut *store);
-                exchange.post(Asked::Called(outcome));
-            }
-            Errand::Perform(operation) => {
-                let performed = export::perform(store, operation);
-                store::capture(&mut *store);
-                exchange.post(Asked::Performed(performed));
-            }
-        }
+            Errand::Call { target, args } => Asked::Called(match target.find(store) {
+                Some(callee) => call::run(&mut *store, callee, args).await,
+                None => Err(wasmtime::Error::from(Stop::Closed)),
+            }),
+            Errand::Perform(operation) => Asked::Performed(export::perform(store, operation)),
+        };
+        store::capture(&mut *store);
+        store.as_context().data().exchange.post(asked);
     }
 }
 
-/// Asks the driving process for the import.
-fn ask(
-    exchange: &Exchange,
-    caller: &mut Caller<'_, Host>,
-    index: usize,
-    params: &[Val],
-    owner: u64,
-) {
+fn arguments(caller: &mut Caller<'_, Host>, params: &[Val]) -> Values {
     if params.iter().all(value::is_number) {
-        let args = params.iter().map(|number| Value::Number(*number));
-        return exchange.post_import(index, args, store::views(caller));
+        return params.iter().map(|number| Value::Number(*number)).collect();
     }
-    let args: Vec<_> = params.iter().map(|val| value::from_val(&mut *caller, val, owner)).collect();
-    exchange.post_import(index, args.into_iter(), store::views(caller));
+    let owner = caller.data().id;
+    params.iter().map(|val| value::from_val(&mut *caller, val, owner)).collect()
 }
 
 /// Gives the guest what the import returned.
@@ -120,8 +117,9 @@ fn give(
 /// Finds the memories by the caller, because a start function may call imports before the
 /// instance is known.
 pub fn find_memories(caller: &mut Caller<'_, Host>) {
-    let module = caller.data().module.clone();
-    if caller.data().memories.len() != module.memories.len() {
+    let host = caller.data();
+    if host.memories.len() != host.module.memories.len() {
+        let module = host.module.clone();
         let places = module.memories.iter();
         let memories = places.filter_map(|(_, place)| caller.find(*place)?.into_memory()).collect();
         caller.data_mut().memories = memories;

@@ -18,10 +18,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use rustler::{
-    Atom, Binary, Decoder, Encoder, Env, LocalPid, Monitor, NifResult, OwnedEnv, Resource,
-    ResourceArc, Term,
-};
+use rustler::{Atom, Binary, Decoder, Encoder, Env, LocalPid, Monitor, NifResult, OwnedEnv, Term};
 use wasmtime::{Store, ThrownException, Trap};
 
 use crate::call::{self, Answer, Outcome, Request, Results};
@@ -35,6 +32,7 @@ use crate::held::Held;
 use crate::import::{self, Given};
 use crate::memory::{self, View};
 use crate::module::{Compiled, ModuleResource};
+use crate::nif::operation;
 use crate::slice::Queued;
 use crate::store::{self, Host, Limits};
 use crate::value::{self, HeldTerm};
@@ -143,20 +141,6 @@ impl Waiter {
     }
 }
 
-#[rustler::resource_impl]
-impl Resource for InstanceResource {
-    const IMPLEMENTS_DOWN: bool = true;
-
-    fn down<'a>(&'a self, env: Env<'a>, pid: LocalPid, _monitor: Monitor) {
-        match self.deaths.tell(pid, &self.state) {
-            Some(state) => self.unlock(env, state),
-            // Whoever has the lock sees the death when it lets go. If that is a slice of the
-            // dead process, it should let go soon.
-            None => engine::bump(),
-        }
-    }
-}
-
 impl Drop for InstanceResource {
     fn drop(&mut self) {
         let state = self.state.get_mut();
@@ -262,6 +246,16 @@ impl InstanceResource {
         }
     }
 
+    /// A process that is monitored has ended.
+    pub fn down(&self, env: Env, pid: LocalPid) {
+        match self.deaths.tell(pid, &self.state) {
+            Some(state) => self.unlock(env, state),
+            // Whoever has the lock sees the death when it lets go. If that is a slice of the
+            // dead process, it should let go soon.
+            None => engine::bump(),
+        }
+    }
+
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
     }
@@ -341,7 +335,7 @@ impl InstanceResource {
         let holder = match polled {
             Ok(Poll::Pending) => return Polled::Suspended,
             Ok(Poll::Ready((store, outcome))) => {
-                self.in_flight.store(false, Ordering::SeqCst);
+                self.in_flight.store(false, Ordering::Release);
                 state.holder = match store.data().instance {
                     Some(_) if !self.is_closing() => Holder::Idle(store),
                     _ => {
@@ -355,12 +349,12 @@ impl InstanceResource {
         };
         // What a panic has left half done is not safe to unwind a second time: it is leaked.
         std::mem::forget(holder);
-        self.in_flight.store(false, Ordering::SeqCst);
+        self.in_flight.store(false, Ordering::Release);
         Polled::Panicked
     }
 
     /// Runs one slice and answers the step that comes out of it.
-    fn step<'a>(&self, env: Env<'a>, this: Term<'a>, state: &mut State) -> Term<'a> {
+    fn step<'a>(&self, env: Env<'a>, state: &mut State) -> Term<'a> {
         let monitor = match &state.holder {
             Holder::Running(flight) => flight.monitor,
             _ => return error::encode(env, &Fault::Stop(Stop::Closed)),
@@ -369,14 +363,12 @@ impl InstanceResource {
             Polled::Suspended => match self.exchange.take_asked() {
                 Some(Asked::Called(outcome)) => self.answer(env, state, outcome),
                 Some(Asked::Performed(performed)) => export::encode(env, performed),
-                Some(Asked::Import { index }) => {
-                    self.call_up_users(env, this, state);
-                    let args =
-                        self.exchange.with_values(|args| value::encode_all(env, args, false));
-                    (atoms::import(), index, args).encode(env)
+                Some(Asked::Import { index, args }) => {
+                    self.call_up_users(env, state);
+                    (atoms::import(), index, value::encode_all(env, &args, false)).encode(env)
                 }
                 None => {
-                    self.watch(env, this, state);
+                    self.watch(env, state);
                     match self.wasi.as_ref().and_then(|wasi| wasi.alarm.arm(env)) {
                         Some(alarm) => (atoms::wait(), alarm).encode(env),
                         None => {
@@ -389,12 +381,12 @@ impl InstanceResource {
                 }
             },
             Polled::Finished(outcome) => {
-                self.unwatch(env, this, monitor);
+                self.unwatch(env, monitor);
                 state.pass_turn(env);
                 self.answer(env, state, outcome)
             }
             Polled::Panicked => {
-                self.unwatch(env, this, monitor);
+                self.unwatch(env, monitor);
                 state.pass_turn(env);
                 self.exchange.end_all();
                 error::encode(env, &Fault::Panicked)
@@ -403,12 +395,12 @@ impl InstanceResource {
     }
 
     /// An import is suspended: whoever waits for the store can have it now.
-    fn call_up_users(&self, env: Env, this: Term, state: &mut State) {
+    fn call_up_users(&self, env: Env, state: &mut State) {
         let Some(line) = &mut state.line else { return };
         while let Some(at) = line.queue.iter().position(|waiter| waiter.wants == Wants::Store) {
             if let Some(waiter) = line.queue.remove(at) {
                 waiter.call_up(env);
-                self.unwatch(env, this, Some(waiter.monitor));
+                self.unwatch(env, Some(waiter.monitor));
             }
         }
     }
@@ -429,10 +421,10 @@ impl InstanceResource {
 
     /// Makes sure that the death of the process whose call is suspended ends the call; false
     /// where it is dead already and the call has been ended.
-    fn watch(&self, env: Env, this: Term, state: &mut State) -> bool {
+    fn watch(&self, env: Env, state: &mut State) -> bool {
         let Holder::Running(flight) = &mut state.holder else { return true };
         if flight.monitor.is_none() {
-            flight.monitor = monitor(env, this, &flight.caller);
+            flight.monitor = self.monitor(env, &flight.caller);
             if flight.monitor.is_none() {
                 let dead = flight.caller;
                 self.bury(env, state, dead);
@@ -442,23 +434,15 @@ impl InstanceResource {
         true
     }
 
-    fn unwatch(&self, env: Env, this: Term, monitor: Option<Monitor>) {
-        if let Some(monitor) = monitor
-            && let Ok(this) = this.decode::<ResourceArc<Self>>()
-        {
-            env.demonitor(&this, &monitor);
+    fn unwatch(&self, env: Env, monitor: Option<Monitor>) {
+        if let Some(monitor) = monitor {
+            self.demonitor(env, &monitor);
         }
     }
 
     /// Finds out how the process may use the store: at once, by way of the import that it is
     /// running, or when its turn comes.
-    fn admit<'a>(
-        &self,
-        env: Env<'a>,
-        this: Term<'a>,
-        wants: Wants,
-        state: &mut State,
-    ) -> Admission<'a> {
+    fn admit<'a>(&self, env: Env<'a>, wants: Wants, state: &mut State) -> Admission<'a> {
         let me = env.pid();
         loop {
             match &state.holder {
@@ -478,11 +462,11 @@ impl InstanceResource {
                     return Admission::Nested;
                 }
                 Holder::Idle(_) => {
-                    return Admission::Refused(self.queue_up(env, this, me, wants, state));
+                    return Admission::Refused(self.queue_up(env, me, wants, state));
                 }
                 Holder::Running(_) => {
-                    if self.watch(env, this, state) {
-                        return Admission::Refused(self.queue_up(env, this, me, wants, state));
+                    if self.watch(env, state) {
+                        return Admission::Refused(self.queue_up(env, me, wants, state));
                     }
                 }
             }
@@ -501,7 +485,7 @@ impl InstanceResource {
             Ok(prepared) => prepared,
             Err(fault) => return error::encode(env, &fault),
         };
-        match self.admit(env, request.this, Wants::Call, state) {
+        match self.admit(env, Wants::Call, state) {
             Admission::Refused(step) => step,
             Admission::Nested => {
                 if self.exchange.depth() >= self.max_depth {
@@ -509,7 +493,7 @@ impl InstanceResource {
                 }
                 self.exchange.begin(exchange::deadline(request.timeout), request.unsigned);
                 self.exchange.send(Errand::Call { target, args });
-                self.step(env, request.this, state)
+                self.step(env, state)
             }
             Admission::Idle(turn) => {
                 self.exchange.begin(exchange::deadline(request.timeout), request.unsigned);
@@ -520,32 +504,26 @@ impl InstanceResource {
                 let future = Box::pin(call::top_call(store, target, args));
                 let monitor = turn.map(|waiter| waiter.monitor);
                 self.take_off(state, future, env.pid(), monitor);
-                self.step(env, request.this, state)
+                self.step(env, state)
             }
         }
     }
 
     /// Performs an operation on the store, or queues for it. While an import is suspended
     /// anyone may, as anyone may use the memory then.
-    pub fn perform<'a>(
-        &self,
-        env: Env<'a>,
-        this: Term<'a>,
-        operation: Operation,
-        state: &mut State,
-    ) -> Term<'a> {
-        match self.admit(env, this, Wants::Store, state) {
+    pub fn perform<'a>(&self, env: Env<'a>, operation: Operation, state: &mut State) -> Term<'a> {
+        match self.admit(env, Wants::Store, state) {
             Admission::Refused(step) => step,
             Admission::Nested => {
                 self.exchange.send(Errand::Perform(operation));
-                self.step(env, this, state)
+                self.step(env, state)
             }
             Admission::Idle(turn) => {
                 let Holder::Idle(store) = &mut state.holder else {
                     return error::encode(env, &Fault::Stop(Stop::Closed));
                 };
                 let performed = export::perform(store, operation);
-                self.unwatch(env, this, turn.map(|waiter| waiter.monitor));
+                self.unwatch(env, turn.map(|waiter| waiter.monitor));
                 state.pass_turn(env);
                 export::encode(env, performed)
             }
@@ -559,19 +537,18 @@ impl InstanceResource {
         caller: LocalPid,
         monitor: Option<Monitor>,
     ) {
-        self.in_flight.store(true, Ordering::SeqCst);
+        self.in_flight.store(true, Ordering::Release);
         state.holder = Holder::Running(Flight { future, caller, monitor, queued: None });
     }
 
     fn queue_up<'a>(
         &self,
         env: Env<'a>,
-        this: Term<'a>,
         me: LocalPid,
         wants: Wants,
         state: &mut State,
     ) -> Term<'a> {
-        let Some(monitor) = monitor(env, this, &me) else {
+        let Some(monitor) = self.monitor(env, &me) else {
             return error::encode(env, &Fault::Stop(Stop::CallerDied));
         };
         let turn = env.make_ref();
@@ -586,38 +563,31 @@ impl InstanceResource {
 
     /// Takes the caller out of the queue; false where it has been called up already, so that the
     /// message is there or on its way. Its turn is passed on then.
-    fn leave(&self, env: Env, this: Term, state: &mut State) -> bool {
+    fn leave(&self, env: Env, state: &mut State) -> bool {
         let me = env.pid();
         let Some(line) = &mut state.line else { return false };
         if let Some(at) = line.queue.iter().position(|waiter| waiter.pid == me) {
-            self.unwatch(env, this, line.queue.remove(at).map(|waiter| waiter.monitor));
+            self.unwatch(env, line.queue.remove(at).map(|waiter| waiter.monitor));
             return true;
         }
         if let Some(waiter) = line.turn.take_if(|waiter| waiter.pid == me) {
-            self.unwatch(env, this, Some(waiter.monitor));
+            self.unwatch(env, Some(waiter.monitor));
             state.pass_turn(env);
         }
         false
     }
 
     /// Answers the import that is suspended, or lets a guest whose slice had ended go on.
-    pub fn resume<'a>(
-        &self,
-        env: Env<'a>,
-        this: Term<'a>,
-        answer: Answer<'a>,
-        state: &mut State,
-    ) -> Term<'a> {
+    pub fn resume<'a>(&self, env: Env<'a>, answer: Answer<'a>, state: &mut State) -> Term<'a> {
         match &state.holder {
             Holder::Running(flight) if flight.caller == env.pid() => {}
             _ => return error::encode(env, &Fault::Stop(Stop::Closed)),
         }
-        self.exchange.respond(|index, values| match answer {
-            Answer::Return(term) if call::results(self, index, term, values) => Ok(()),
-            Answer::Return(_) => Err(Stop::ImportResult),
+        self.exchange.respond(|index| match answer {
+            Answer::Return(term) => call::results(self, index, term).ok_or(Stop::ImportResult),
             Answer::Raise | Answer::Continue => Err(Stop::ImportRaised),
         });
-        self.step(env, this, state)
+        self.step(env, state)
     }
 }
 
@@ -674,10 +644,6 @@ fn limit_of(store: &Store<Host>, error: wasmtime::Error) -> wasmtime::Error {
     }
 }
 
-fn monitor(env: Env, this: Term, pid: &LocalPid) -> Option<Monitor> {
-    env.monitor(&this.decode::<ResourceArc<InstanceResource>>().ok()?, pid)
-}
-
 pub fn timeout(milliseconds: i64) -> Option<Duration> {
     u64::try_from(milliseconds).ok().map(Duration::from_millis)
 }
@@ -731,30 +697,21 @@ impl<'a> Decoder<'a> for InstanceOptions {
 }
 
 /// `{resource, step}`, or `:dirty`. `given` is what [`import::given`] reads.
-#[rustler::nif]
-fn instance_start<'a>(
+fn start<'a>(
     env: Env<'a>,
-    module: &'a ModuleResource,
-    options: InstanceOptions,
+    module: &ModuleResource,
+    options: Term<'a>,
     given: Term<'a>,
+    wait: Wait,
 ) -> NifResult<Term<'a>> {
     let given = import::given(&module.0, given)?;
-    match module.0.is_heavy() || import::is_heavy(&given) {
-        true => Ok(atoms::dirty().encode(env)),
-        false => Ok(make(env, &module.0, &options, given, Wait::Briefly)),
+    if wait == Wait::Briefly && (module.0.is_heavy() || import::is_heavy(&given)) {
+        return Ok(atoms::dirty().encode(env));
     }
+    Ok(make(env, &module.0, &options.decode()?, given, wait))
 }
 
-#[rustler::nif(schedule = "DirtyCpu")]
-fn instance_start_dirty<'a>(
-    env: Env<'a>,
-    module: &'a ModuleResource,
-    options: InstanceOptions,
-    given: Term<'a>,
-) -> NifResult<Term<'a>> {
-    let given = import::given(&module.0, given)?;
-    Ok(make(env, &module.0, &options, given, Wait::AsLongAsNeeded))
-}
+operation!(instance_start, instance_start_dirty on DirtyCpu, start(options, given));
 
 fn make<'a>(
     env: Env<'a>,
@@ -780,7 +737,7 @@ fn make<'a>(
     }
     exchange.begin(exchange::deadline(options.timeout), false);
     let state = State { holder: Holder::Closed, exchange: exchange.clone(), line: None };
-    let resource = ResourceArc::new(InstanceResource {
+    let instance = InstanceResource {
         id,
         module: compiled,
         exchange,
@@ -792,14 +749,14 @@ fn make<'a>(
         state: Mutex::new(state),
         deaths: Deaths::new(),
         _live: Live::new(),
-    });
-    let this = resource.encode(env);
+    };
+    let (instance, term) = instance.into_resource(env);
     let future = Box::pin(top_instantiate(store, given));
-    let step = locked(env, &resource, wait, |state| {
-        resource.take_off(state, future, env.pid(), None);
-        resource.step(env, this, state)
+    let step = locked(env, instance, wait, |state| {
+        instance.take_off(state, future, env.pid(), None);
+        instance.step(env, state)
     });
-    (this, step).encode(env)
+    (term, step).encode(env)
 }
 
 fn close<'a>(env: Env<'a>, instance: &InstanceResource, wait: Wait) -> Term<'a> {
@@ -822,20 +779,12 @@ fn close<'a>(env: Env<'a>, instance: &InstanceResource, wait: Wait) -> Term<'a> 
     atoms::ok().encode(env)
 }
 
-#[rustler::nif]
-fn instance_close<'a>(env: Env<'a>, instance: &'a InstanceResource) -> Term<'a> {
-    close(env, instance, Wait::Briefly)
-}
-
-#[rustler::nif(schedule = "DirtyIo")]
-fn instance_close_dirty<'a>(env: Env<'a>, instance: &'a InstanceResource) -> Term<'a> {
-    close(env, instance, Wait::AsLongAsNeeded)
-}
+operation!(instance_close, instance_close_dirty, close());
 
 /// Asks the call in flight, if there is one, to end.
 #[rustler::nif]
 fn instance_interrupt(env: Env, instance: &InstanceResource) -> Atom {
-    if instance.in_flight.load(Ordering::SeqCst) {
+    if instance.in_flight.load(Ordering::Acquire) {
         instance.exchange.request_stop(Stop::Interrupted);
         instance.hurry(env);
         instance.ring(env);
@@ -845,9 +794,6 @@ fn instance_interrupt(env: Env, instance: &InstanceResource) -> Atom {
 
 /// Takes the calling process out of the queue; false where it has been called up already.
 #[rustler::nif(schedule = "DirtyIo")]
-fn instance_leave<'a>(env: Env<'a>, this: Term<'a>) -> NifResult<Term<'a>> {
-    let instance: &InstanceResource = this.decode()?;
-    Ok(locked(env, instance, Wait::AsLongAsNeeded, |state| {
-        instance.leave(env, this, state).encode(env)
-    }))
+fn instance_leave<'a>(env: Env<'a>, instance: &'a InstanceResource) -> Term<'a> {
+    locked(env, instance, Wait::AsLongAsNeeded, |state| instance.leave(env, state).encode(env))
 }

@@ -26,8 +26,10 @@ mod list;
 mod mapping;
 mod memory;
 mod module;
+mod nif;
 mod number;
 mod reserving;
+mod resource;
 mod rest;
 mod sections;
 mod slice;
@@ -45,11 +47,11 @@ mod wasi;
 use rustler::{Env, Term};
 
 /// `options` is what `Beamr.Native` passes on loading: the guest stack size in bytes, or nil.
-fn load(_env: Env, max_stack: Term) -> bool {
+fn load(env: Env, max_stack: Term) -> bool {
     if let Ok(bytes) = max_stack.decode::<usize>() {
         engine::set_max_stack(bytes);
     }
-    engine::start_ticker().is_ok()
+    engine::start_ticker().is_ok() && resource::register(env)
 }
 
 rustler::init!("Elixir.Beamr.Native", load = load);

@@ -16,6 +16,7 @@ use wasmtime::{AsContext, Memory};
 
 use crate::error::{self, Fault};
 use crate::instance::{InstanceResource, Wait};
+use crate::nif::operation;
 use crate::store::Host;
 use crate::{atoms, bounds};
 
@@ -265,11 +266,10 @@ fn write<'a>(
     // first byte is written: a write is all or nothing.
     let terminated = atoms::true_() == terminated;
     let limit = if wait == Wait::Briefly { MANY } else { usize::MAX };
-    let parts = match Parts::of(data, limit) {
-        Ok(parts) => parts,
-        Err(Refusal::TooLong) => return atoms::dirty().encode(env),
-        Err(_) => return atoms::badarg().encode(env),
-    };
+    let mut parts = Parts::default();
+    if let Err(refusal) = parts.take(data, limit) {
+        return finish(env, Err(refusal));
+    }
     with_memory(env, instance, memory, wait, |memory| {
         let length = parts.length as u64 + u64::from(terminated);
         let range = range(unsigned(offset), Some(length), memory.len())?;
@@ -290,6 +290,7 @@ fn write<'a>(
 const FEW: usize = 4;
 
 /// Iodata, taken apart without being copied.
+#[derive(Default)]
 pub struct Parts<'a> {
     parts: SmallVec<[Part<'a>; FEW]>,
     /// The list cells that were gone through, empty lists in them included.
@@ -303,12 +304,12 @@ enum Part<'a> {
 }
 
 impl<'a> Parts<'a> {
-    pub fn of(data: Term<'a>, limit: usize) -> Result<Self, Refusal> {
-        let mut this = Parts { parts: SmallVec::new(), cells: 0, length: 0 };
+    /// Takes iodata apart, into what is empty before, up to so many list cells.
+    pub fn take(&mut self, data: Term<'a>, limit: usize) -> Result<(), Refusal> {
         if let Ok(bytes) = Binary::from_term(data) {
-            this.length = bytes.len();
-            this.parts.push(Part::Bytes(bytes));
-            return Ok(this);
+            self.length = bytes.len();
+            self.parts.push(Part::Bytes(bytes));
+            return Ok(());
         }
         // The lists that are still to be gone through, innermost last.
         let mut rest = vec![data];
@@ -320,20 +321,20 @@ impl<'a> Parts<'a> {
                 rest.push(tail);
                 match head.is_list() {
                     true => rest.push(head),
-                    false => this.push(head)?,
+                    false => self.push(head)?,
                 }
             } else if list.is_binary() {
                 // The tail of an improper list.
-                this.push(list)?;
+                self.push(list)?;
             } else {
                 return Err(Refusal::BadArgument);
             }
-            this.cells += 1;
-            if this.cells > limit {
+            self.cells += 1;
+            if self.cells > limit {
                 return Err(Refusal::TooLong);
             }
         }
-        Ok(this)
+        Ok(())
     }
 
     /// How much there was to go through.
@@ -367,24 +368,6 @@ impl<'a> Parts<'a> {
         }
     }
 }
-
-/// Each operation is there twice: for normal schedulers, where it answers `:dirty` if it would
-/// have to wait or copy for long, and for dirty ones, where it waits and copies.
-macro_rules! operation {
-    ($name:ident, $dirty:ident, $body:ident($($arg:ident),*)) => {
-        #[rustler::nif]
-        fn $name<'a>(env: Env<'a>, instance: &'a InstanceResource, $($arg: Term<'a>),*) -> Term<'a> {
-            $body(env, instance, $($arg,)* Wait::Briefly)
-        }
-
-        #[rustler::nif(schedule = "DirtyIo")]
-        fn $dirty<'a>(env: Env<'a>, instance: &'a InstanceResource, $($arg: Term<'a>),*) -> Term<'a> {
-            $body(env, instance, $($arg,)* Wait::AsLongAsNeeded)
-        }
-    };
-}
-
-pub(crate) use operation;
 
 operation!(memory_size, memory_size_dirty, size(memory));
 operation!(memory_read, memory_read_dirty, read(memory, offset, length));

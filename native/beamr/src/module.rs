@@ -39,7 +39,7 @@ pub struct Compiled {
     pub options: Options,
     pub functions: Vec<ExportedFunction>,
     /// The places of the functions in `functions`, by export name. Looked up in every call.
-    pub function_names: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
+    pub function_names: HashMap<Box<[u8]>, usize, foldhash::fast::RandomState>,
     /// Globals and tables by export name, or by the name of an import where none is exported
     /// under it.
     pub globals: HashMap<Box<str>, GlobalPlace>,
@@ -133,7 +133,7 @@ impl Compiled {
             match exported.ty() {
                 ExternType::Func(ty) => {
                     let signature = Signature::new(&ty);
-                    function_names.insert(name, functions.len());
+                    function_names.insert(name.into(), functions.len());
                     functions.push(ExportedFunction { export, signature });
                 }
                 ExternType::Global(ty) => {

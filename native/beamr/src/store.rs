@@ -8,7 +8,7 @@ use wasmtime::{
     StoreContextMut, UpdateDeadline, Val,
 };
 
-use crate::call::Callee;
+use crate::call::Called;
 use crate::count::{self, Live};
 use crate::error::{Limit, LimitKind};
 use crate::exchange::Exchange;
@@ -31,8 +31,8 @@ pub struct Host {
     pub limits: Limits,
     /// None where WASI was not granted.
     pub wasi: Option<Box<Wasi>>,
-    /// The exported functions that have been called, by their place in [`Compiled::functions`].
-    pub called: Vec<(usize, Callee)>,
+    /// The exported functions that have been called.
+    pub called: Vec<Called>,
     /// Room for the values of a call, kept from one call to the next.
     pub room: Vec<Val>,
     /// The ticks that the slice that is running has had.

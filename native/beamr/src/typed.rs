@@ -11,9 +11,9 @@ use crate::atoms;
 use crate::error::Fault;
 use crate::instance::{InstanceResource, Wait};
 use crate::memory::{
-    LONG, MANY, Parts, Refusal, finish, new_binary, no_room, operation, range, unsigned,
-    with_memory,
+    LONG, MANY, Parts, Refusal, finish, new_binary, no_room, range, unsigned, with_memory,
 };
+use crate::nif::operation;
 use crate::number::Number;
 use crate::value::Mismatch;
 
@@ -296,7 +296,8 @@ fn given<'a>(
     let mut all = Vec::new();
     each(writes, wait, |place, write| {
         if let Ok((offset, data)) = write.decode::<(Term, Term)>() {
-            let parts = Parts::of(data, left)?;
+            let mut parts = Parts::default();
+            parts.take(data, left)?;
             left = left.saturating_sub(parts.cells());
             all.push((natural(offset)?, Given::Bytes(parts)));
             return Ok(());

@@ -7,7 +7,8 @@ use rustler::{Binary, Encoder, Env, Term};
 use crate::atoms;
 use crate::error::Fault;
 use crate::instance::{InstanceResource, Wait};
-use crate::memory::{LONG, Refusal, finish, new_binary, operation, range, unsigned, with_memory};
+use crate::memory::{LONG, Refusal, finish, new_binary, range, unsigned, with_memory};
+use crate::nif::operation;
 use crate::text::Text;
 
 impl From<Utf8Error> for Fault {

@@ -30,7 +30,7 @@ use crate::alarm::Alarm;
 use crate::call::{self, Args, Outcome, Results, Target};
 use crate::count::{self, Live};
 use crate::error::{self, Exit, Stop};
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Values};
 use crate::export::Reach;
 use crate::instance::InstanceResource;
 use crate::list::List;
@@ -400,7 +400,9 @@ pub async fn finish(store: &mut Store<Host>, outcome: Outcome) -> Outcome {
 /// Calls the function that a module without a `_start` has for its constructors.
 pub async fn initialize(store: &mut Store<Host>) -> Outcome {
     let module = store.data().module.clone();
-    let Some(index) = module.function_names.get("_initialize") else { return Ok(Results::None) };
+    let Some(index) = module.function_names.get(b"_initialize".as_slice()) else {
+        return Ok(Results::None);
+    };
     let signature = &module.functions[*index].signature;
     match Target::Export(*index).find(store) {
         Some(callee) if signature.params.is_empty() && signature.results.is_empty() => {
@@ -415,16 +417,13 @@ async fn ask(
     store: &mut (impl Reach + AsContextMut<Data = Host>),
     stream: usize,
 ) -> wasmtime::Result<()> {
-    let (exchange, index) = {
-        let context = store.as_context_mut();
-        let host = context.data();
-        (host.exchange.clone(), host.module.imports.len() - STREAMS + stream)
-    };
-    if let Some(stop) = exchange.stop() {
+    let host = store.as_context().data();
+    if let Some(stop) = host.exchange.stop() {
         return Err(stop.into());
     }
-    exchange.post_import(index, std::iter::empty(), store::views(store));
-    import::answered(store, &exchange).await?;
+    let index = host.module.imports.len() - STREAMS + stream;
+    host.exchange.post_import(index, Values::new(), store::views(store));
+    import::answered(store).await?;
     store::new_slice(&mut *store);
     Ok(())
 }
