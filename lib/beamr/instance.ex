@@ -130,11 +130,11 @@ defmodule Beamr.Instance do
   defp make(module, imports, options) do
     with {:ok, functions, given} <- link(module, imports, options.wasi),
          {:ok, granted} <- WASI.grant(options.wasi, functions) do
-      timeout = within_outer(options.timeout)
+      timeout = milliseconds(within_outer(options.timeout))
 
       native_options =
-        {milliseconds(timeout), options.max_depth, options.max_memory, options.max_table_elements,
-         options.fuel, granted}
+        {timeout, options.max_depth, options.max_memory, options.max_table_elements, options.fuel,
+         granted}
 
       {ref, step} =
         case Native.instance_start(module.ref, native_options, given) do
@@ -145,7 +145,7 @@ defmodule Beamr.Instance do
       imports = List.to_tuple(functions ++ WASI.streams(options.wasi))
       instance = %__MODULE__{ref: ref, module: module, imports: imports}
 
-      case drive(step, instance, options.scheduler, nil, deadline(timeout)) do
+      case finish(step, instance, options.scheduler, nil) do
         {:ok, []} -> {:ok, instance}
         {:error, reason} -> {:error, Error.call(reason, nil, [])}
       end
@@ -270,53 +270,52 @@ defmodule Beamr.Instance do
     end
   end
 
-  defp run(instance, function, args, timeout, scheduler, unsigned, client) do
-    timeout = within_outer(timeout)
+  defp run(%{ref: ref} = instance, function, args, timeout, scheduler, unsigned, client) do
+    timeout = milliseconds(within_outer(timeout))
 
-    case start(instance, function, args, milliseconds(timeout), scheduler, unsigned) do
+    case start(ref, function, args, timeout, scheduler, unsigned) do
       {:ok, _results} = ok ->
         ok
 
       {:error, reason} ->
         {:error, Error.call(reason, function, args)}
 
-      {:waited, deadline, step} ->
-        finish(step, instance, function, args, scheduler, client, deadline)
-
       step ->
-        finish(step, instance, function, args, scheduler, client, deadline(timeout))
+        with {:error, reason} <- finish(step, instance, scheduler, client) do
+          {:error, Error.call(reason, function, args)}
+        end
     end
   end
 
-  defp finish(step, instance, function, args, scheduler, client, deadline) do
-    case drive(step, instance, scheduler, client, deadline) do
-      {:ok, _results} = ok -> ok
-      {:error, reason} -> {:error, Error.call(reason, function, args)}
+  # While a call is driven, its instance is in the process dictionary: calls inside its imports,
+  # of whatever guest, have no more time than it has left. (The key is an atom because it is
+  # looked up in every call, and those are the fastest.)
+  @outer :"$beamr_outer"
+
+  defp finish(step, %{ref: ref} = instance, scheduler, client) do
+    outer = :erlang.put(@outer, ref)
+
+    try do
+      drive(step, instance, scheduler, client)
+    after
+      if outer == :undefined, do: :erlang.erase(@outer), else: :erlang.put(@outer, outer)
     end
   end
-
-  # While an import runs, the deadline of the call that it belongs to is in the process
-  # dictionary: calls inside it, of whatever guest, have no more time than that. (The key is an
-  # atom because it is looked up in every call, and those are the fastest.)
-  @deadline :"$beamr_deadline"
 
   @doc false
   @spec within_outer(timeout()) :: timeout()
   def within_outer(timeout) do
-    case Process.get(@deadline, :infinity) do
-      :infinity -> timeout
-      # Rounded up, so that a nested call of the same instance never ends before the outer one.
-      deadline -> min(timeout, max(deadline - System.monotonic_time(:millisecond) + 1, 0))
+    case :erlang.get(@outer) do
+      :undefined -> timeout
+      # Every number is less than :infinity.
+      ref -> min(timeout, Native.call_time_left(ref))
     end
   end
-
-  defp deadline(:infinity), do: :infinity
-  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
 
   defp milliseconds(:infinity), do: -1
   defp milliseconds(timeout), do: timeout
 
-  defp start(%{ref: ref} = instance, function, args, timeout, scheduler, unsigned) do
+  defp start(ref, function, args, timeout, scheduler, unsigned) do
     step =
       case scheduler do
         :dirty -> :dirty
@@ -331,13 +330,8 @@ defmodule Beamr.Instance do
 
     case step do
       {:queue, turn} ->
-        deadline = deadline(if timeout == -1, do: :infinity, else: timeout)
-        again = &start(instance, function, args, &1, scheduler, unsigned)
-
-        case await_turn(ref, turn, timeout, again) do
-          {:waited, _later, step} -> {:waited, deadline, step}
-          step -> {:waited, deadline, step}
-        end
+        again = &start(ref, function, args, &1, scheduler, unsigned)
+        await_turn(ref, turn, timeout, again)
 
       step ->
         step
@@ -374,33 +368,31 @@ defmodule Beamr.Instance do
   defp receive_timeout(timeout), do: timeout
 
   # Runs a call step by step to its end. Everything that can run guest code ends up here.
-  defp drive({:ok, _results} = ok, _instance, _scheduler, _client, _deadline), do: ok
-  defp drive({:error, _reason} = error, _instance, _scheduler, _client, _deadline), do: error
+  defp drive({:ok, _results} = ok, _instance, _scheduler, _client), do: ok
+  defp drive({:error, _reason} = error, _instance, _scheduler, _client), do: error
 
-  defp drive(:yield, %{ref: ref} = instance, scheduler, client, deadline) do
+  defp drive(:yield, %{ref: ref} = instance, scheduler, client) do
     if client != nil and not Process.alive?(client), do: Native.instance_interrupt(ref)
     if scheduler == :normal, do: give_way(@turns_per_slice)
     later = if scheduler == :auto, do: :dirty, else: scheduler
-    ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client, deadline)
+    ref |> resume(:continue, nil, later) |> drive(instance, scheduler, client)
   end
 
   # The guest waits for a clock or a file: it is woken by a message.
-  defp drive({:wait, wait}, %{ref: ref} = instance, scheduler, client, deadline) do
-    await_wake(ref, wait, client, deadline)
-    ref |> resume(:continue, nil, scheduler) |> drive(instance, scheduler, client, deadline)
+  defp drive({:wait, wait}, %{ref: ref} = instance, scheduler, client) do
+    await_wake(ref, wait, client)
+    ref |> resume(:continue, nil, scheduler) |> drive(instance, scheduler, client)
   end
 
-  defp drive({:import, index, args}, %{ref: ref} = instance, scheduler, client, deadline) do
+  defp drive({:import, index, args}, %{ref: ref} = instance, scheduler, client) do
     {module, name, function} = elem(instance.imports, index)
 
-    case run_import(function, instance, args, deadline) do
-      {:return, value} ->
-        case resume(ref, :return, value, scheduler) do
-          {:error, :import_result} -> {:error, bad_result(instance, index, value)}
-          step -> drive(step, instance, scheduler, client, deadline)
-        end
+    try do
+      call_import(function, instance, args)
+    catch
+      kind, reason ->
+        stacktrace = __STACKTRACE__
 
-      {:raise, kind, reason, stacktrace} ->
         case resume(ref, :raise, nil, scheduler) do
           {:error, :raised} ->
             {:error,
@@ -413,21 +405,27 @@ defmodule Beamr.Instance do
              }}
 
           step ->
-            drive(step, instance, scheduler, client, deadline)
+            drive(step, instance, scheduler, client)
+        end
+    else
+      value ->
+        case resume(ref, :return, value, scheduler) do
+          {:error, :import_result} -> {:error, bad_result(instance, index, value)}
+          step -> drive(step, instance, scheduler, client)
         end
     end
   end
 
   # Also comes back when the guest has to end, which it finds out for itself.
-  defp await_wake(ref, wait, nil, deadline) do
+  defp await_wake(ref, wait, nil) do
     receive do
       {:beamr_wake, ^wait} -> :ok
     after
-      time_left(deadline) -> disarm(ref, wait)
+      time_left(ref) -> disarm(ref, wait)
     end
   end
 
-  defp await_wake(ref, wait, client, deadline) do
+  defp await_wake(ref, wait, client) do
     monitor = Process.monitor(client)
 
     receive do
@@ -438,7 +436,7 @@ defmodule Beamr.Instance do
         Native.instance_interrupt(ref)
         disarm(ref, wait)
     after
-      time_left(deadline) -> disarm(ref, wait)
+      time_left(ref) -> disarm(ref, wait)
     end
 
     Process.demonitor(monitor, [:flush])
@@ -455,23 +453,11 @@ defmodule Beamr.Instance do
     end
   end
 
-  defp time_left(:infinity), do: :infinity
-
-  # Rounded up, so that the guest's own deadline has passed too; and no longer than `receive` can
-  # wait, after which the guest waits again.
-  defp time_left(deadline) do
-    (deadline - System.monotonic_time(:millisecond) + 1) |> max(0) |> min(@longest_wait)
-  end
-
-  defp run_import(function, instance, args, deadline) do
-    outer = Process.put(@deadline, deadline)
-
-    try do
-      {:return, call_import(function, instance, args)}
-    catch
-      kind, reason -> {:raise, kind, reason, __STACKTRACE__}
-    after
-      if outer, do: Process.put(@deadline, outer), else: Process.delete(@deadline)
+  # No longer than `receive` can wait, after which the guest waits again.
+  defp time_left(ref) do
+    case Native.call_time_left(ref) do
+      :infinity -> :infinity
+      milliseconds -> min(milliseconds, @longest_wait)
     end
   end
 

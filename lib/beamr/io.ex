@@ -47,6 +47,9 @@ defmodule Beamr.IO do
 
   alias Beamr.{CallError, Error, Guest, Hexdump, Instance, MemoryError, Native}
 
+  # A call less for each of the smallest operations, which take as long as a few.
+  @compile {:inline, memory: 1}
+
   @typedoc "`memory:` names a memory."
   @type option :: {:memory, String.t() | nil}
 

@@ -100,6 +100,13 @@ defmodule Beamr.Native do
           step()
   def call_start_dirty(_instance, _function, _args, _timeout, _unsigned), do: unloaded()
 
+  @doc """
+  How many milliseconds the instance's innermost call, or its last one, has before its timeout,
+  rounded up.
+  """
+  @spec call_time_left(instance_ref()) :: timeout()
+  def call_time_left(_instance), do: unloaded()
+
   @spec call_resume(instance_ref(), :continue | :return | :raise, term()) :: step()
   def call_resume(_instance, _answer, _value), do: unloaded()
 

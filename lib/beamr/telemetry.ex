@@ -25,7 +25,8 @@ defmodule Beamr.Telemetry do
   Events are emitted in the process that runs the guest.
   """
 
-  @key {__MODULE__, :attached}
+  # An atom is looked up quickest, and this is in every call.
+  @key :"$beamr_telemetry"
 
   @doc """
   Finds out again whether `:telemetry` is there; answers whether it is.

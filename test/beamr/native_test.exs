@@ -14,7 +14,7 @@ defmodule Beamr.NativeTest do
 
   defp nifs(source) do
     plain = ~r/^#\[rustler::nif[^\]]*\]\s*(?:pub )?fn (\w+)/m
-    pairs = ~r/^operation!\(\s*(\w+),\s*(\w+),/m
+    pairs = ~r/^operation!\(\s*(\w+),\s*(\w+)(?: on \w+)?,/m
 
     Enum.flat_map([plain, pairs], &Regex.scan(&1, source, capture: :all_but_first))
     |> List.flatten()

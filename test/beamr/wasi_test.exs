@@ -51,7 +51,7 @@ defmodule Beamr.WASITest do
   defp await_asleep(pid) do
     eventually(fn ->
       Process.info(pid, :current_function) ==
-        {:current_function, {Beamr.Instance, :await_wake, 4}}
+        {:current_function, {Beamr.Instance, :await_wake, 3}}
     end)
   end
 
@@ -1013,7 +1013,7 @@ defmodule Beamr.WASIThreadsTest do
   defp await_asleep(pid) do
     eventually(fn ->
       Process.info(pid, :current_function) ==
-        {:current_function, {Beamr.Instance, :await_wake, 4}}
+        {:current_function, {Beamr.Instance, :await_wake, 3}}
     end)
   end
 end

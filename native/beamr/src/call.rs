@@ -325,5 +325,16 @@ fn resume<'a>(
     })
 }
 
+/// In milliseconds, rounded up so that the time is over once so many have passed; or `:infinity`.
+#[rustler::nif]
+fn call_time_left<'a>(env: Env<'a>, instance: &'a InstanceResource) -> Term<'a> {
+    match instance.exchange.time_left() {
+        None => atoms::infinity().encode(env),
+        Some(left) => {
+            u64::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).encode(env)
+        }
+    }
+}
+
 operation!(call_start, call_start_dirty on DirtyCpu, start(target, args, milliseconds, unsigned));
 operation!(call_resume, call_resume_dirty on DirtyCpu, resume(answer, value));

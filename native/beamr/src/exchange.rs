@@ -14,6 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use crate::call::{Args, Outcome, Target};
+use crate::engine;
 use crate::error::{Fault, Stop};
 use crate::export::{Operation, Product};
 use crate::memory::View;
@@ -43,6 +44,7 @@ pub enum Errand {
 
 const RUNNING: u8 = 0;
 const NO_DEADLINE: u64 = u64::MAX;
+const NEVER: u64 = u64::MAX;
 
 static EPOCH: LazyLock<Clock> = LazyLock::new(Clock::now);
 
@@ -50,16 +52,11 @@ fn now() -> u64 {
     EPOCH.elapsed().as_nanos() as u64
 }
 
-/// The deadline that lies `timeout` from now.
-pub fn deadline(timeout: Option<Duration>) -> u64 {
-    timeout.map_or(NO_DEADLINE, |timeout| {
-        now().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(NO_DEADLINE))
-    })
-}
-
 pub struct Exchange {
     stop: AtomicU8,
     deadline: AtomicU64,
+    /// The tick in which the clock was last looked at.
+    looked: AtomicU64,
     /// The [`Slice`] that is running.
     slice: AtomicU8,
     /// How many wait for the instance's lock, and so for the slice that is running to end.
@@ -114,6 +111,7 @@ impl Exchange {
         Exchange {
             stop: AtomicU8::new(RUNNING),
             deadline: AtomicU64::new(NO_DEADLINE),
+            looked: AtomicU64::new(0),
             slice: AtomicU8::new(Slice::First as u8),
             waiting: AtomicUsize::new(0),
             depth: AtomicUsize::new(0),
@@ -129,9 +127,15 @@ impl Exchange {
         self.slots.lock()
     }
 
-    /// Begins a call, nested in those that have begun before. Its deadline is never later than
-    /// that of the call it is nested in.
-    pub fn begin(&self, deadline: u64, unsigned: bool) {
+    /// Begins a call, nested in those that have begun before. It ends no later than the call it is
+    /// nested in.
+    pub fn begin(&self, timeout: Option<Duration>, unsigned: bool) {
+        let deadline = timeout.map_or(NO_DEADLINE, |timeout| {
+            now().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(NO_DEADLINE))
+        });
+        // One that has no time at all is to be seen to at once.
+        let looked = if timeout == Some(Duration::ZERO) { NEVER } else { engine::ticks() };
+        self.looked.store(looked, Relaxed);
         let depth = self.depth();
         let outer =
             Frame { deadline: self.deadline.load(Relaxed), unsigned: self.unsigned.load(Relaxed) };
@@ -166,7 +170,6 @@ impl Exchange {
     /// Ends every call that has begun, where nobody waits for an answer any more.
     pub fn end_all(&self) {
         self.depth.store(0, Relaxed);
-        self.deadline.store(NO_DEADLINE, Relaxed);
         if self.touched.load(Relaxed) {
             self.slots.lock().clear();
             self.touched.store(false, Relaxed);
@@ -206,6 +209,16 @@ impl Exchange {
         }
         let deadline = self.deadline.load(Relaxed);
         (deadline != NO_DEADLINE && now() >= deadline).then_some(Stop::Timeout)
+    }
+
+    /// As [`Self::stop`], but looks at the clock once in a tick. For what happens often.
+    pub fn stop_of_tick(&self) -> Option<Stop> {
+        let tick = engine::ticks();
+        if self.looked.load(Relaxed) == tick {
+            return self.requested();
+        }
+        self.looked.store(tick, Relaxed);
+        self.stop()
     }
 
     fn requested(&self) -> Option<Stop> {
@@ -261,7 +274,7 @@ impl Exchange {
         result
     }
 
-    /// How long it is until the innermost call's time is up.
+    /// How long it is until the time of the innermost call is up, or was of the last one.
     pub fn time_left(&self) -> Option<Duration> {
         match self.deadline.load(Relaxed) {
             NO_DEADLINE => None,

@@ -39,7 +39,7 @@ pub async fn run(
     params: &[Val],
     results: &mut [Val],
 ) -> wasmtime::Result<()> {
-    if let Some(stop) = caller.data().exchange.stop() {
+    if let Some(stop) = caller.data().exchange.stop_of_tick() {
         return Err(stop.into());
     }
     find_memories(&mut caller);
@@ -70,14 +70,15 @@ pub async fn answered(
         .await;
         let asked = match errand {
             Errand::Return(values) => {
-                return match store.as_context().data().exchange.stop() {
+                return match store.as_context().data().exchange.stop_of_tick() {
                     Some(stop) => Err(stop.into()),
                     None => Ok(values),
                 };
             }
             Errand::Stop(stop) => return Err(stop.into()),
             Errand::Call { target, args } => Asked::Called(match target.find(store) {
-                Some(callee) => call::run(&mut *store, callee, args).await,
+                // Boxed, so that those that call nothing take no room for it.
+                Some(callee) => Box::pin(call::run(&mut *store, callee, args)).await,
                 None => Err(wasmtime::Error::from(Stop::Closed)),
             }),
             Errand::Perform(operation) => Asked::Performed(export::perform(store, operation)),

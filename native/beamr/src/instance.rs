@@ -26,7 +26,7 @@ use crate::count::{self, Live};
 use crate::deaths::Deaths;
 use crate::engine::{self, Running};
 use crate::error::{self, Fault, Stop};
-use crate::exchange::{self, Asked, Errand, Exchange};
+use crate::exchange::{Asked, Errand, Exchange};
 use crate::export::{self, Operation, Reach};
 use crate::held::Held;
 use crate::import::{self, Given};
@@ -491,12 +491,12 @@ impl InstanceResource {
                 if self.exchange.depth() >= self.max_depth {
                     return error::encode(env, &Fault::Depth(self.max_depth));
                 }
-                self.exchange.begin(exchange::deadline(request.timeout), request.unsigned);
+                self.exchange.begin(request.timeout, request.unsigned);
                 self.exchange.send(Errand::Call { target, args });
                 self.step(env, state)
             }
             Admission::Idle(turn) => {
-                self.exchange.begin(exchange::deadline(request.timeout), request.unsigned);
+                self.exchange.begin(request.timeout, request.unsigned);
                 let Holder::Idle(store) = std::mem::replace(&mut state.holder, Holder::Closed)
                 else {
                     return error::encode(env, &Fault::Stop(Stop::Closed));
@@ -735,7 +735,7 @@ fn make<'a>(
         // Refused where the module is not metered only, and that is costly.
         let _ = store.set_fuel(options.fuel.unwrap_or(u64::MAX));
     }
-    exchange.begin(exchange::deadline(options.timeout), false);
+    exchange.begin(options.timeout, false);
     let state = State { holder: Holder::Closed, exchange: exchange.clone(), line: None };
     let instance = InstanceResource {
         id,

@@ -38,10 +38,12 @@ macro_rules! nif {
                     argv: *const rustler::sys::ErlNifTerm,
                 ) -> rustler::sys::ErlNifTerm {
                     // SAFETY: the VM passes as many arguments as the arity says, which counts the
-                    // names in the pattern.
+                    // names in the pattern; they are terms of the environment that comes with them.
                     unsafe {
-                        $crate::nif::run(env, argv, |env, [this, $($arg),*]| {
-                            let answer = $body(env, this.decode()?, $($arg,)* $wait);
+                        $crate::nif::run(env, argv, |env, &[this, $($arg),*]| {
+                            let of_call = |term| rustler::Term::new(env, term);
+                            let this = of_call(this).decode()?;
+                            let answer = $body(env, this, $(of_call($arg),)* $wait);
                             $crate::nif::Answer::into_result(answer)
                         })
                     }
@@ -82,14 +84,11 @@ impl<'a> Answer<'a> for NifResult<Term<'a>> {
 pub unsafe fn run<const N: usize>(
     env: *mut ErlNifEnv,
     argv: *const ErlNifTerm,
-    body: impl for<'a> FnOnce(Env<'a>, [Term<'a>; N]) -> NifResult<Term<'a>>,
+    body: impl for<'a> FnOnce(Env<'a>, &[ErlNifTerm; N]) -> NifResult<Term<'a>>,
 ) -> ErlNifTerm {
     let call = ();
-    // SAFETY: the environment lives as long as the call, and the arguments belong to it.
-    let (env, args) = unsafe {
-        let env = Env::new(&call, env);
-        (env, argv.cast::<[ErlNifTerm; N]>().read().map(|term| Term::new(env, term)))
-    };
+    // SAFETY: the environment and the arguments, which belong to it, live as long as the call.
+    let (env, args) = unsafe { (Env::new(&call, env), &*argv.cast::<[ErlNifTerm; N]>()) };
     let error = match catch_unwind(AssertUnwindSafe(|| body(env, args))) {
         Ok(Ok(answer)) => return answer.as_c_arg(),
         Ok(Err(error)) => error,
