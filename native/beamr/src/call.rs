@@ -9,9 +9,9 @@ use wasmtime::{AsContext, AsContextMut, Func, RootScope, Store, Val, ValType};
 use crate::atoms;
 use crate::common::Common;
 use crate::error::{Exit, Fault, Stop};
-use crate::exchange::Values;
 use crate::export::Reach;
 use crate::instance::{InstanceResource, Wait, locked, timeout};
+use crate::list;
 use crate::module::Compiled;
 use crate::nif::operation;
 use crate::slice::Slice;
@@ -105,7 +105,7 @@ pub enum Results {
 impl Results {
     pub fn encode<'a>(&self, env: Env<'a>, unsigned: bool) -> Term<'a> {
         match self {
-            Results::None => Term::list_new_empty(env),
+            Results::None => list::of(env, []),
             Results::Numbers { values, params } => {
                 value::encode_numbers(env, &values[*params..], unsigned)
             }
@@ -201,25 +201,37 @@ pub fn own(instance: &InstanceResource, value: Value) -> Result<Value, Fault> {
     }
 }
 
-/// What an import returned, as values of its result types; None where it is none. Without results
-/// the term does not matter; one result is the term itself; several are a list.
-pub fn results(instance: &InstanceResource, index: usize, term: Term) -> Option<Values> {
-    let signature = instance.module.imports.get(index)?.as_ref()?;
-    let take = |term: Term, ty| own(instance, value::decode(term, ty).ok()?).ok();
-    match &signature.results[..] {
-        [] => Some(Values::new()),
-        [ty] => take(term, ty).map(|value| Values::from_iter([value])),
-        types => {
-            if term.list_length().ok()? != types.len() {
-                return None;
+/// Takes what an import returned, as values of its result types; false where it is none. Without
+/// results the term does not matter; one result is the term itself; several are a list.
+pub fn results(
+    instance: &InstanceResource,
+    index: usize,
+    term: Term,
+    values: &mut Vec<Value>,
+) -> bool {
+    let Some(Some(signature)) = instance.module.imports.get(index) else { return false };
+    let mut take = |term: Term, ty: &ValType| {
+        let value = match ty {
+            ValType::Ref(_) => {
+                value::decode(term, ty).ok().and_then(|value| own(instance, value).ok())
             }
+            number => value::decode_number(term, number).ok().map(Value::Number),
+        };
+        value.map(|value| values.push(value)).is_some()
+    };
+    match &signature.results[..] {
+        [] => true,
+        [ty] => take(term, ty),
+        types => {
             let mut rest = term;
-            let values = types.iter().map(|ty| {
-                let (head, tail) = rest.list_get_cell().ok()?;
-                rest = tail;
-                take(head, ty)
-            });
-            values.collect()
+            term.list_length().is_ok_and(|length| length == types.len())
+                && types.iter().all(|ty| match rest.list_get_cell() {
+                    Ok((head, tail)) => {
+                        rest = tail;
+                        take(head, ty)
+                    }
+                    Err(_) => false,
+                })
         }
     }
 }

@@ -3,15 +3,14 @@
 //!
 //! Invariant: only the holder of the instance's lock uses the slots and begins and ends calls, so
 //! what it takes out belongs to the poll it just made. The stop request may be set at any time, by
-//! anyone. A call that asks for nothing touches no slot, and so takes no lock here.
+//! anyone. A call that asks for nothing uses no slot, and so takes no lock here.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant as Clock};
 
-use parking_lot::{Mutex, MutexGuard};
-use smallvec::SmallVec;
+use parking_lot::Mutex;
 
 use crate::call::{Args, Outcome, Target};
 use crate::engine;
@@ -21,13 +20,10 @@ use crate::memory::View;
 use crate::slice::Slice;
 use crate::value::Value;
 
-/// The arguments of an import, or what it returned. So many need no allocation.
-pub type Values = SmallVec<[Value; 4]>;
-
 /// What the guest's side asks of the process that drives the call.
 pub enum Asked {
     /// Call the Elixir function behind this import.
-    Import { index: usize, args: Values },
+    Import { index: usize, args: Vec<Value> },
     /// Nothing more: the nested call that was handed in has ended.
     Called(Outcome),
     /// Nothing more: the operation that was handed in is done.
@@ -36,9 +32,13 @@ pub enum Asked {
 
 /// What the driving process hands to the import that is suspended.
 pub enum Errand {
-    Return(Values),
+    /// What the import has returned.
+    Return(Vec<Value>),
     Stop(Stop),
-    Call { target: Target, args: Args },
+    Call {
+        target: Target,
+        args: Args,
+    },
     Perform(Operation),
 }
 
@@ -65,8 +65,6 @@ pub struct Exchange {
     depth: AtomicUsize,
     /// Whether the innermost call's integers go to Elixir unsigned.
     unsigned: AtomicBool,
-    /// Whether there may be something in the slots.
-    touched: AtomicBool,
     /// Whether the views are those of the memories as they are.
     captured: AtomicBool,
     slots: Mutex<Slots>,
@@ -92,7 +90,7 @@ enum Passing {
 }
 
 impl Slots {
-    /// Forgets what belonged to a call that has ended; the room is kept for the next.
+    /// The room is kept for the next call.
     fn clear(&mut self) {
         self.passing = Passing::Nothing;
         self.views.clear();
@@ -116,15 +114,9 @@ impl Exchange {
             waiting: AtomicUsize::new(0),
             depth: AtomicUsize::new(0),
             unsigned: AtomicBool::new(false),
-            touched: AtomicBool::new(false),
             captured: AtomicBool::new(false),
             slots: Mutex::default(),
         }
-    }
-
-    fn slots(&self) -> MutexGuard<'_, Slots> {
-        self.touched.store(true, Relaxed);
-        self.slots.lock()
     }
 
     /// Begins a call, nested in those that have begun before. It ends no later than the call it is
@@ -145,35 +137,40 @@ impl Exchange {
             self.deadline.store(deadline, Relaxed);
         } else {
             self.deadline.store(deadline.min(outer.deadline), Relaxed);
-            self.slots().outer.push(outer);
+            self.slots.lock().outer.push(outer);
         }
         self.depth.store(depth + 1, Relaxed);
     }
 
-    /// Ends the innermost call; answers whether its integers go to Elixir unsigned.
+    /// Ends the innermost call, which has come to its end; answers whether its integers go to Elixir
+    /// unsigned. It leaves nothing in the slots but where the memories were.
     pub fn end(&self) -> bool {
         let unsigned = self.unsigned.load(Relaxed);
-        match self.depth() {
-            0 => return false,
-            1 => self.end_all(),
-            depth => {
-                self.depth.store(depth - 1, Relaxed);
-                if let Some(outer) = self.slots().outer.pop() {
-                    self.deadline.store(outer.deadline, Relaxed);
-                    self.unsigned.store(outer.unsigned, Relaxed);
-                }
-            }
+        let inner = self.depth().saturating_sub(1);
+        self.depth.store(inner, Relaxed);
+        if inner > 0
+            && let Some(outer) = self.slots.lock().outer.pop()
+        {
+            self.deadline.store(outer.deadline, Relaxed);
+            self.unsigned.store(outer.unsigned, Relaxed);
         }
         unsigned
     }
 
-    /// Ends every call that has begun, where nobody waits for an answer any more.
+    /// Ends the innermost call, which has failed.
+    pub fn fail(&self) {
+        match self.depth() {
+            0 | 1 => self.end_all(),
+            _ => {
+                self.end();
+            }
+        }
+    }
+
+    /// Ends every call that has begun, and forgets what was under way.
     pub fn end_all(&self) {
         self.depth.store(0, Relaxed);
-        if self.touched.load(Relaxed) {
-            self.slots.lock().clear();
-            self.touched.store(false, Relaxed);
-        }
+        self.slots.lock().clear();
     }
 
     /// How many calls have begun and not ended.
@@ -245,7 +242,7 @@ impl Exchange {
 
     /// Records where the memories are, for those who reach them while the guest is suspended.
     pub fn set_views(&self, views: impl Iterator<Item = View>) {
-        let mut slots = self.slots();
+        let mut slots = self.slots.lock();
         slots.views.clear();
         slots.views.extend(views);
     }
@@ -283,12 +280,12 @@ impl Exchange {
     }
 
     pub fn post(&self, asked: Asked) {
-        self.slots().passing = Passing::Asked(asked);
+        self.slots.lock().passing = Passing::Asked(asked);
     }
 
     /// Asks for an import, and records where the memories are meanwhile.
-    pub fn post_import(&self, index: usize, args: Values, views: impl Iterator<Item = View>) {
-        let mut slots = self.slots();
+    pub fn post_import(&self, index: usize, args: Vec<Value>, views: impl Iterator<Item = View>) {
+        let mut slots = self.slots.lock();
         slots.views.clear();
         slots.views.extend(views);
         slots.awaiting.push(index);
@@ -308,8 +305,8 @@ impl Exchange {
 
     /// Answers the import that waits, if one does, with what it returned or why the guest has to
     /// stop.
-    pub fn respond(&self, results: impl FnOnce(usize) -> Result<Values, Stop>) {
-        let mut slots = self.slots();
+    pub fn respond(&self, results: impl FnOnce(usize) -> Result<Vec<Value>, Stop>) {
+        let mut slots = self.slots.lock();
         if !self.is_innermost(&slots) {
             return;
         }
@@ -322,7 +319,7 @@ impl Exchange {
 
     /// Hands something to do to the import that waits.
     pub fn send(&self, errand: Errand) {
-        self.slots().passing = Passing::Errand(errand);
+        self.slots.lock().passing = Passing::Errand(errand);
     }
 
     /// What the driving process wants of the innermost suspended import, polled for by that.

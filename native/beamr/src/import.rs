@@ -15,7 +15,7 @@ use wasmtime::{
 };
 
 use crate::error::Stop;
-use crate::exchange::{Asked, Errand, Values};
+use crate::exchange::{Asked, Errand};
 use crate::export::{self, Reach};
 use crate::list::List;
 use crate::module::{Compiled, ModuleResource};
@@ -45,8 +45,11 @@ pub async fn run(
     find_memories(&mut caller);
     let args = arguments(&mut caller, params);
     caller.data().exchange.post_import(index, args, store::views(&caller));
-    let values = answered(&mut caller).await?;
+    let mut values = answered(&mut caller).await?;
     give(&mut caller, index, &values, results)?;
+    // Nothing that is kept may hold a term, which might hold this very instance.
+    values.clear();
+    caller.data_mut().import_room = values;
     store::new_slice(&mut caller);
     Ok(())
 }
@@ -54,7 +57,7 @@ pub async fn run(
 /// Waits for the answer to what was asked, and does what is handed in meanwhile.
 pub async fn answered(
     store: &mut (impl Reach + AsContextMut<Data = Host>),
-) -> wasmtime::Result<Values> {
+) -> wasmtime::Result<Vec<Value>> {
     loop {
         let mut has_waited = false;
         let errand = poll_fn(|_| {
@@ -88,12 +91,17 @@ pub async fn answered(
     }
 }
 
-fn arguments(caller: &mut Caller<'_, Host>, params: &[Val]) -> Values {
-    if params.iter().all(value::is_number) {
-        return params.iter().map(|number| Value::Number(*number)).collect();
+fn arguments(caller: &mut Caller<'_, Host>, params: &[Val]) -> Vec<Value> {
+    let host = caller.data_mut();
+    let owner = host.id;
+    let mut args = std::mem::take(&mut host.import_room);
+    for val in params {
+        args.push(match value::is_number(val) {
+            true => Value::Number(*val),
+            false => value::from_val(&mut *caller, val, owner),
+        });
     }
-    let owner = caller.data().id;
-    params.iter().map(|val| value::from_val(&mut *caller, val, owner)).collect()
+    args
 }
 
 /// Gives the guest what the import returned.

@@ -35,7 +35,7 @@ use crate::module::{Compiled, ModuleResource};
 use crate::nif::operation;
 use crate::slice::Queued;
 use crate::store::{self, Host, Limits};
-use crate::value::{self, HeldTerm};
+use crate::value::{self, HeldTerm, Value};
 use crate::{atoms, wasi};
 
 /// How long a normal scheduler may wait for the lock.
@@ -78,6 +78,8 @@ pub struct InstanceResource {
 pub struct State {
     holder: Holder,
     exchange: Arc<Exchange>,
+    /// Room for the values of an import, empty on its way back to [`Host::import_room`].
+    room: Vec<Value>,
     /// Few instances ever have one.
     line: Option<Box<Line>>,
 }
@@ -363,9 +365,12 @@ impl InstanceResource {
             Polled::Suspended => match self.exchange.take_asked() {
                 Some(Asked::Called(outcome)) => self.answer(env, state, outcome),
                 Some(Asked::Performed(performed)) => export::encode(env, performed),
-                Some(Asked::Import { index, args }) => {
+                Some(Asked::Import { index, mut args }) => {
                     self.call_up_users(env, state);
-                    (atoms::import(), index, value::encode_all(env, &args, false)).encode(env)
+                    let list = value::encode_all(env, &args, false);
+                    args.clear();
+                    state.room = args;
+                    (atoms::import(), index, list).encode(env)
                 }
                 None => {
                     self.watch(env, state);
@@ -406,11 +411,14 @@ impl InstanceResource {
     }
 
     fn answer<'a>(&self, env: Env<'a>, state: &mut State, outcome: Outcome) -> Term<'a> {
-        let unsigned = self.exchange.end();
         let results = match outcome {
             Ok(results) => results,
-            Err(error) => return error::encode(env, &Fault::from(error)),
+            Err(error) => {
+                self.exchange.fail();
+                return error::encode(env, &Fault::from(error));
+            }
         };
+        let unsigned = self.exchange.end();
         let answer = (atoms::ok(), results.encode(env, unsigned)).encode(env);
         if let (Results::Numbers { values, .. }, Holder::Idle(store)) = (results, &mut state.holder)
         {
@@ -583,8 +591,15 @@ impl InstanceResource {
             Holder::Running(flight) if flight.caller == env.pid() => {}
             _ => return error::encode(env, &Fault::Stop(Stop::Closed)),
         }
+        let room = &mut state.room;
         self.exchange.respond(|index| match answer {
-            Answer::Return(term) => call::results(self, index, term).ok_or(Stop::ImportResult),
+            Answer::Return(term) => {
+                let mut values = std::mem::take(room);
+                match call::results(self, index, term, &mut values) {
+                    true => Ok(values),
+                    false => Err(Stop::ImportResult),
+                }
+            }
             Answer::Raise | Answer::Continue => Err(Stop::ImportRaised),
         });
         self.step(env, state)
@@ -736,7 +751,8 @@ fn make<'a>(
         let _ = store.set_fuel(options.fuel.unwrap_or(u64::MAX));
     }
     exchange.begin(options.timeout, false);
-    let state = State { holder: Holder::Closed, exchange: exchange.clone(), line: None };
+    let state =
+        State { holder: Holder::Closed, exchange: exchange.clone(), room: Vec::new(), line: None };
     let instance = InstanceResource {
         id,
         module: compiled,

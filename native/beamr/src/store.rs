@@ -15,6 +15,7 @@ use crate::exchange::Exchange;
 use crate::memory::View;
 use crate::module::Compiled;
 use crate::slice::Slice;
+use crate::value::Value;
 use crate::wasi::Wasi;
 
 pub struct Host {
@@ -35,6 +36,8 @@ pub struct Host {
     pub called: Vec<Called>,
     /// Room for the values of a call, kept from one call to the next.
     pub room: Vec<Val>,
+    /// The same for imports.
+    pub import_room: Vec<Value>,
     /// The ticks that the slice that is running has had.
     ticks: u32,
     /// Whether the guest has given way, and is asked for the first time since.
@@ -55,6 +58,7 @@ impl Host {
             wasi: None,
             called: Vec::new(),
             room: Vec::new(),
+            import_room: Vec::new(),
             ticks: 0,
             yielded: false,
             _live: Live::new(),

@@ -15,6 +15,7 @@ use wasmtime::{AsContextMut, ExternRef, Func, FuncType, HeapType, RefType, Roote
 
 use crate::atoms;
 use crate::count::{self, Live};
+use crate::list;
 use crate::number::{Number, low_bytes};
 
 #[derive(Clone)]
@@ -258,14 +259,11 @@ fn encode_number<'a>(env: Env<'a>, number: &Val, unsigned: bool) -> Term<'a> {
 }
 
 pub fn encode_numbers<'a>(env: Env<'a>, numbers: &[Val], unsigned: bool) -> Term<'a> {
-    let empty = Term::list_new_empty(env);
-    let prepend = |list: Term<'a>, number| list.list_prepend(encode_number(env, number, unsigned));
-    numbers.iter().rev().fold(empty, prepend)
+    list::of(env, numbers.iter().map(|number| encode_number(env, number, unsigned)))
 }
 
 pub fn encode_all<'a>(env: Env<'a>, values: &[Value], unsigned: bool) -> Term<'a> {
-    let empty = Term::list_new_empty(env);
-    values.iter().rev().fold(empty, |list, value| list.list_prepend(encode(env, value, unsigned)))
+    list::of(env, values.iter().map(|value| encode(env, value, unsigned)))
 }
 
 fn encode_float(env: Env<'_>, x: f64) -> Term<'_> {

@@ -30,7 +30,7 @@ use crate::alarm::Alarm;
 use crate::call::{self, Args, Outcome, Results, Target};
 use crate::count::{self, Live};
 use crate::error::{self, Exit, Stop};
-use crate::exchange::{Exchange, Values};
+use crate::exchange::Exchange;
 use crate::export::Reach;
 use crate::instance::InstanceResource;
 use crate::list::List;
@@ -422,7 +422,7 @@ async fn ask(
         return Err(stop.into());
     }
     let index = host.module.imports.len() - STREAMS + stream;
-    host.exchange.post_import(index, Values::new(), store::views(store));
+    host.exchange.post_import(index, Vec::new(), store::views(store));
     import::answered(store).await?;
     store::new_slice(&mut *store);
     Ok(())
