@@ -48,7 +48,7 @@ defmodule Beamr.IO do
   alias Beamr.{CallError, Error, Guest, Hexdump, Instance, MemoryError, Native}
 
   # A call less for each of the smallest operations, which take as long as a few.
-  @compile {:inline, memory: 1}
+  @compile {:inline, memory: 1, write_at: 5}
 
   @typedoc "`memory:` names a memory."
   @type option :: {:memory, String.t() | nil}
@@ -315,23 +315,29 @@ defmodule Beamr.IO do
   end
 
   defp write_at(ref, memory, offset, data, terminated) do
-    result =
-      case Native.memory_write(ref, memory, offset, data, terminated) do
-        :dirty -> Native.memory_write_dirty(ref, memory, offset, data, terminated)
-        result -> result
-      end
-
-    case result do
+    case Native.memory_write(ref, memory, offset, data, terminated) do
       :ok ->
         :ok
 
-      :badarg ->
-        raise ArgumentError, "not iodata: #{inspect(data)}"
+      :dirty ->
+        ref
+        |> Native.memory_write_dirty(memory, offset, data, terminated)
+        |> written(memory, offset, data, terminated)
 
       error ->
-        length = :erlang.iolist_size(data) + if(terminated, do: 1, else: 0)
-        answer(error, memory, offset, length)
+        written(error, memory, offset, data, terminated)
     end
+  end
+
+  defp written(:ok, _memory, _offset, _data, _terminated), do: :ok
+
+  defp written(:badarg, _memory, _offset, data, _terminated) do
+    raise ArgumentError, "not iodata: #{inspect(data)}"
+  end
+
+  defp written(error, memory, offset, data, terminated) do
+    length = :erlang.iolist_size(data) + if(terminated, do: 1, else: 0)
+    answer(error, memory, offset, length)
   end
 
   @doc "As `write/4`, but raises the error."

@@ -266,31 +266,57 @@ fn write<'a>(
     // first byte is written: a write is all or nothing.
     let terminated = atoms::true_() == terminated;
     let limit = if wait == Wait::Briefly { MANY } else { usize::MAX };
-    let mut parts = Parts::default();
-    if let Err(refusal) = parts.take(data, limit) {
-        return finish(env, Err(refusal));
-    }
+    let parts;
+    let source = match Binary::from_term(data) {
+        Ok(bytes) => Source::Bytes(bytes.as_slice()),
+        Err(_) => match Parts::of(data, limit) {
+            Ok(found) => {
+                parts = found;
+                Source::Parts(&parts)
+            }
+            Err(refusal) => return finish(env, Err(refusal)),
+        },
+    };
     with_memory(env, instance, memory, wait, |memory| {
-        let length = parts.length as u64 + u64::from(terminated);
-        let range = range(unsigned(offset), Some(length), memory.len())?;
+        let length = source.length();
+        let whole = length as u64 + u64::from(terminated);
+        let range = range(unsigned(offset), Some(whole), memory.len())?;
         if wait == Wait::Briefly && range.len() > LONG {
             return Err(Refusal::TooLong);
         }
-        let target = &mut memory[range];
-        parts.copy_to(target);
-        if terminated && let Some(last) = target.last_mut() {
-            *last = 0;
-        }
+        let (target, end) = memory[range].split_at_mut(length);
+        source.copy_to(target);
+        end.fill(0);
         Ok(atoms::ok().encode(env))
     })
 }
 
-/// Iodata of no more parts than this, a single binary above all, is taken apart without anything
-/// being allocated.
+/// What is written: nearly always one binary.
+enum Source<'a, 'p> {
+    Bytes(&'p [u8]),
+    Parts(&'p Parts<'a>),
+}
+
+impl Source<'_, '_> {
+    fn length(&self) -> usize {
+        match self {
+            Source::Bytes(bytes) => bytes.len(),
+            Source::Parts(parts) => parts.length,
+        }
+    }
+
+    fn copy_to(&self, target: &mut [u8]) {
+        match self {
+            Source::Bytes(bytes) => target.copy_from_slice(bytes),
+            Source::Parts(parts) => parts.copy_to(target),
+        }
+    }
+}
+
+/// Iodata of no more parts than this is taken apart without anything being allocated.
 const FEW: usize = 4;
 
 /// Iodata, taken apart without being copied.
-#[derive(Default)]
 pub struct Parts<'a> {
     parts: SmallVec<[Part<'a>; FEW]>,
     /// The list cells that were gone through, empty lists in them included.
@@ -304,12 +330,12 @@ enum Part<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Takes iodata apart, into what is empty before, up to so many list cells.
-    pub fn take(&mut self, data: Term<'a>, limit: usize) -> Result<(), Refusal> {
-        if let Ok(bytes) = Binary::from_term(data) {
-            self.length = bytes.len();
-            self.parts.push(Part::Bytes(bytes));
-            return Ok(());
+    /// Goes through so many list cells at most.
+    pub fn of(data: Term<'a>, limit: usize) -> Result<Self, Refusal> {
+        let mut this = Parts { parts: SmallVec::new(), cells: 0, length: 0 };
+        if data.is_binary() {
+            this.push(data)?;
+            return Ok(this);
         }
         // The lists that are still to be gone through, innermost last.
         let mut rest = vec![data];
@@ -321,20 +347,20 @@ impl<'a> Parts<'a> {
                 rest.push(tail);
                 match head.is_list() {
                     true => rest.push(head),
-                    false => self.push(head)?,
+                    false => this.push(head)?,
                 }
             } else if list.is_binary() {
                 // The tail of an improper list.
-                self.push(list)?;
+                this.push(list)?;
             } else {
                 return Err(Refusal::BadArgument);
             }
-            self.cells += 1;
-            if self.cells > limit {
+            this.cells += 1;
+            if this.cells > limit {
                 return Err(Refusal::TooLong);
             }
         }
-        Ok(())
+        Ok(this)
     }
 
     /// How much there was to go through.

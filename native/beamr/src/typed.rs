@@ -296,8 +296,7 @@ fn given<'a>(
     let mut all = Vec::new();
     each(writes, wait, |place, write| {
         if let Ok((offset, data)) = write.decode::<(Term, Term)>() {
-            let mut parts = Parts::default();
-            parts.take(data, left)?;
+            let parts = Parts::of(data, left)?;
             left = left.saturating_sub(parts.cells());
             all.push((natural(offset)?, Given::Bytes(parts)));
             return Ok(());
