@@ -49,7 +49,11 @@ const NEVER: u64 = u64::MAX;
 static EPOCH: LazyLock<Clock> = LazyLock::new(Clock::now);
 
 fn now() -> u64 {
-    EPOCH.elapsed().as_nanos() as u64
+    nanoseconds(EPOCH.elapsed())
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    time.as_secs().saturating_mul(1_000_000_000).saturating_add(time.subsec_nanos().into())
 }
 
 pub struct Exchange {
@@ -73,6 +77,7 @@ pub struct Exchange {
 #[derive(Default)]
 struct Slots {
     passing: Passing,
+    /// Where the memories are, as long as none of them has grown since.
     views: Vec<View>,
     /// What is kept of each call while others are nested in it, outermost first.
     outer: Vec<Frame>,
@@ -93,7 +98,6 @@ impl Slots {
     /// The room is kept for the next call.
     fn clear(&mut self) {
         self.passing = Passing::Nothing;
-        self.views.clear();
         self.outer.clear();
         self.awaiting.clear();
     }
@@ -122,9 +126,8 @@ impl Exchange {
     /// Begins a call, nested in those that have begun before. It ends no later than the call it is
     /// nested in.
     pub fn begin(&self, timeout: Option<Duration>, unsigned: bool) {
-        let deadline = timeout.map_or(NO_DEADLINE, |timeout| {
-            now().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(NO_DEADLINE))
-        });
+        let deadline =
+            timeout.map_or(NO_DEADLINE, |timeout| now().saturating_add(nanoseconds(timeout)));
         // One that has no time at all is to be seen to at once.
         let looked = if timeout == Some(Duration::ZERO) { NEVER } else { engine::ticks() };
         self.looked.store(looked, Relaxed);
@@ -143,7 +146,7 @@ impl Exchange {
     }
 
     /// Ends the innermost call, which has come to its end; answers whether its integers go to Elixir
-    /// unsigned. It leaves nothing in the slots but where the memories were.
+    /// unsigned. It leaves nothing in the slots but where the memories are.
     pub fn end(&self) -> bool {
         let unsigned = self.unsigned.load(Relaxed);
         let inner = self.depth().saturating_sub(1);
@@ -283,11 +286,9 @@ impl Exchange {
         self.slots.lock().passing = Passing::Asked(asked);
     }
 
-    /// Asks for an import, and records where the memories are meanwhile.
-    pub fn post_import(&self, index: usize, args: Vec<Value>, views: impl Iterator<Item = View>) {
+    /// Asks for an import.
+    pub fn post_import(&self, index: usize, args: Vec<Value>) {
         let mut slots = self.slots.lock();
-        slots.views.clear();
-        slots.views.extend(views);
         slots.awaiting.push(index);
         slots.passing = Passing::Asked(Asked::Import { index, args });
     }

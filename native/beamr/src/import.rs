@@ -44,7 +44,8 @@ pub async fn run(
     }
     find_memories(&mut caller);
     let args = arguments(&mut caller, params);
-    caller.data().exchange.post_import(index, args, store::views(&caller));
+    store::capture(&mut caller);
+    caller.data().exchange.post_import(index, args);
     let mut values = answered(&mut caller).await?;
     give(&mut caller, index, &values, results)?;
     // Nothing that is kept may hold a term, which might hold this very instance.
@@ -131,7 +132,7 @@ pub fn find_memories(caller: &mut Caller<'_, Host>) {
         let module = host.module.clone();
         let places = module.memories.iter();
         let memories = places.filter_map(|(_, place)| caller.find(*place)?.into_memory()).collect();
-        caller.data_mut().memories = memories;
+        caller.data_mut().set_memories(memories);
     }
 }
 

@@ -646,7 +646,7 @@ async fn instantiate(store: &mut Store<Host>, given: Vec<Given>) -> wasmtime::Re
     store.data_mut().instance = Some(instantiated.map_err(|error| limit_of(store, error))?);
     let places = module.memories.iter();
     let memories = places.filter_map(|(_, place)| store.find(*place)?.into_memory()).collect();
-    store.data_mut().memories = memories;
+    store.data_mut().set_memories(memories);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 use wasmtime::{
-    AsContext, AsContextMut, Engine, Extern, Instance, Memory, ResourceLimiter, Store,
+    AsContextMut, Engine, Extern, Instance, Memory, ResourceLimiter, Store,
     StoreContextMut, UpdateDeadline, Val,
 };
 
@@ -26,7 +26,7 @@ pub struct Host {
     pub instance: Option<Instance>,
     /// By import index, for a module that does not import functions only.
     pub imported: Vec<Extern>,
-    /// In the order of [`Compiled::memories`].
+    /// In the order of [`Compiled::memories`]. Changed by [`Host::set_memories`] only.
     pub memories: SmallVec<[Memory; 1]>,
     pub exchange: Arc<Exchange>,
     pub limits: Limits,
@@ -66,12 +66,22 @@ impl Host {
     }
 }
 
+impl Host {
+    pub fn set_memories(&mut self, memories: SmallVec<[Memory; 1]>) {
+        self.memories = memories;
+        self.limits.has_grown = true;
+    }
+}
+
 /// What an instance may have of memory (bytes) and of table elements, all of them together.
 pub struct Limits {
     memory: Budget,
     table_elements: Budget,
     /// The last growth that went over a limit.
     pub refused: Option<Limit>,
+    /// Whether a memory may have been made, grown or moved since it was recorded where they are.
+    /// None does without asking for leave here.
+    has_grown: bool,
 }
 
 struct Budget {
@@ -92,6 +102,7 @@ impl Limits {
             memory: budget(max_memory),
             table_elements: budget(max_table_elements),
             refused: None,
+            has_grown: true,
         }
     }
 }
@@ -137,6 +148,7 @@ impl ResourceLimiter for Limits {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
+        self.has_grown = true;
         let grown = self.memory.grow(LimitKind::Memory, (current, desired), maximum);
         self.note(grown)
     }
@@ -203,14 +215,13 @@ pub fn new_slice(mut store: impl AsContextMut<Data = Host>) {
     store.set_epoch_deadline(1);
 }
 
-/// Records where the memories are, for those who reach them while the guest is suspended.
-pub fn capture(store: impl AsContextMut<Data = Host>) {
-    let store = store.as_context();
-    store.data().exchange.set_views(views(&store));
-}
-
-/// Where the memories are as long as the guest is suspended.
-pub fn views(store: &impl AsContext<Data = Host>) -> impl Iterator<Item = View> {
-    let host = store.as_context().data();
-    host.memories.iter().map(|memory| View::of(memory, store))
+/// Records where the memories are, for those who reach them while the guest is suspended, unless
+/// they are where they were when it was done last.
+pub fn capture(mut store: impl AsContextMut<Data = Host>) {
+    let mut store = store.as_context_mut();
+    if std::mem::take(&mut store.data_mut().limits.has_grown) {
+        let host = store.data();
+        let views = host.memories.iter().map(|memory| View::of(memory, &store));
+        host.exchange.set_views(views);
+    }
 }

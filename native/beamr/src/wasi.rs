@@ -417,12 +417,13 @@ async fn ask(
     store: &mut (impl Reach + AsContextMut<Data = Host>),
     stream: usize,
 ) -> wasmtime::Result<()> {
+    store::capture(&mut *store);
     let host = store.as_context().data();
     if let Some(stop) = host.exchange.stop() {
         return Err(stop.into());
     }
     let index = host.module.imports.len() - STREAMS + stream;
-    host.exchange.post_import(index, Vec::new(), store::views(store));
+    host.exchange.post_import(index, Vec::new());
     import::answered(store).await?;
     store::new_slice(&mut *store);
     Ok(())
