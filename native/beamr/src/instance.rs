@@ -5,6 +5,10 @@
 //! slice or a memory operation and never across a return to Elixir. Lock order: state, then
 //! exchange, then deaths.
 //!
+//! Whatever is on the stack when a guest is suspended returns to another place than the processor
+//! expects, which costs it more than most of what is done here: functions that lead to a poll are
+//! always inlined.
+//!
 //! Invariants: a call in flight belongs to a live process, or is being ended; when the store
 //! becomes idle, the process that has waited longest gets the turn, and nobody else.
 
@@ -311,6 +315,7 @@ impl InstanceResource {
 
     /// Polls the call in flight once. When it has finished, the store is idle again, or gone
     /// if it never became an instance.
+    #[inline(always)]
     fn poll(&self, state: &mut State) -> Polled {
         let Holder::Running(flight) = &mut state.holder else { return Polled::Suspended };
         let polled = {
@@ -356,6 +361,7 @@ impl InstanceResource {
     }
 
     /// Runs one slice and answers the step that comes out of it.
+    #[inline(always)]
     fn step<'a>(&self, env: Env<'a>, state: &mut State) -> Term<'a> {
         let monitor = match &state.holder {
             Holder::Running(flight) => flight.monitor,
@@ -483,6 +489,7 @@ impl InstanceResource {
 
     /// Begins a call, or queues for one. Arguments are converted first, so that a call that
     /// cannot be made is refused at once.
+    #[inline(always)]
     pub fn begin<'a>(&self, env: Env<'a>, request: &Request<'a>, state: &mut State) -> Term<'a> {
         let room = match &mut state.holder {
             Holder::Idle(store) if !self.is_closing() => std::mem::take(&mut store.data_mut().room),
@@ -586,6 +593,7 @@ impl InstanceResource {
     }
 
     /// Answers the import that is suspended, or lets a guest whose slice had ended go on.
+    #[inline(always)]
     pub fn resume<'a>(&self, env: Env<'a>, answer: Answer<'a>, state: &mut State) -> Term<'a> {
         match &state.holder {
             Holder::Running(flight) if flight.caller == env.pid() => {}
@@ -665,6 +673,7 @@ pub fn timeout(milliseconds: i64) -> Option<Duration> {
 
 /// Runs `f` with the state locked, or answers `:dirty` where a normal scheduler would wait. A
 /// normal scheduler is told how much of the process's time the guest has used.
+#[inline(always)]
 pub fn locked<'a>(
     env: Env<'a>,
     instance: &InstanceResource,
