@@ -2,10 +2,12 @@
 //!
 //! A call of a [`Func`] looks its type up in the engine's registry, twice, under a lock that all
 //! processors share. A [`TypedFunc`] does not, but its type is one of Rust, so there is one here
-//! for each of a few signatures; functions of others are called as they are.
+//! for each of a few signatures; functions of others are called as they are. Host functions of
+//! these signatures, too, are defined so that wasmtime knows them.
 
-use wasmtime::{AsContextMut, Func, TypedFunc, Val};
+use wasmtime::{AsContextMut, Caller, Func, FuncType, Linker, TypedFunc, Val, ValType};
 
+use crate::import;
 use crate::store::Host;
 use crate::value::Signature;
 
@@ -13,6 +15,7 @@ use crate::value::Signature;
 trait Number: Sized {
     fn of(val: &Val) -> Self;
     fn val(self) -> Val;
+    fn is(ty: &ValType) -> bool;
 }
 
 macro_rules! number {
@@ -24,6 +27,10 @@ macro_rules! number {
 
             fn val(self) -> Val {
                 Val::$variant($to(self))
+            }
+
+            fn is(ty: &ValType) -> bool {
+                matches!(ty, ValType::$variant)
             }
         }
     };
@@ -126,4 +133,80 @@ common! {
     I64I64: (i64, i64);
     F64: (f64);
     F64F64: (f64, f64);
+}
+
+/// A host function's name, and which import of its module it is.
+pub struct Import<'a> {
+    pub module: &'a str,
+    pub name: &'a str,
+    pub index: usize,
+}
+
+/// Whether the types are these, each by [`Number::is`].
+fn are(types: impl ExactSizeIterator<Item = ValType>, these: &[fn(&ValType) -> bool]) -> bool {
+    types.len() == these.len() && types.zip(these).all(|(ty, is)| is(&ty))
+}
+
+macro_rules! imports {
+    ($(($($param:ident: $ty:ident),*);)*) => {
+        /// Defines a host function if it is of a common signature: so many parameters of these
+        /// types, and one result or none. False where it is of another.
+        pub fn define(
+            linker: &mut Linker<Host>,
+            import: &Import,
+            ty: &FuncType,
+        ) -> wasmtime::Result<bool> {
+            // Not of a type of the same shape that is declared together with others.
+            let plain = FuncType::new(linker.engine(), ty.params(), ty.results());
+            if !FuncType::eq(&plain, ty) {
+                return Ok(false);
+            }
+            let Import { module, name, index } = *import;
+            $(if are(ty.params(), &[$($ty::is),*]) {
+                return imports!(@returning linker, module, name, index, ty,
+                    ($($param: $ty),*), [i32, i64, f64]);
+            })*
+            Ok(false)
+        }
+    };
+    (@returning $linker:ident, $module:ident, $name:ident, $index:ident, $of:ident,
+        $params:tt, [$($result:ident),*]) => {{
+        if are($of.results(), &[]) {
+            imports!(@define $linker, $module, $name, $index, $params, results, [], ())?;
+            return Ok(true);
+        }
+        $(if are($of.results(), &[$result::is]) {
+            imports!(@define $linker, $module, $name, $index, $params, results,
+                [Val::I32(0)], $result::of(&results[0]))?;
+            return Ok(true);
+        })*
+        Ok(false)
+    }};
+    (@define $linker:ident, $module:ident, $name:ident, $index:ident,
+        ($($param:ident: $ty:ident),*), $results:ident, $room:expr, $value:expr) => {
+        $linker.func_wrap_async(
+            $module,
+            $name,
+            move |caller: Caller<'_, Host>, ($($param,)*): ($($ty,)*)| {
+                Box::new(async move {
+                    #[allow(unused_mut)]
+                    let mut $results = $room;
+                    let params = [$($param.val()),*];
+                    import::run(caller, $index, &params, &mut $results).await?;
+                    Ok($value)
+                })
+            },
+        )
+    };
+}
+
+imports! {
+    ();
+    (a: i32);
+    (a: i32, b: i32);
+    (a: i32, b: i32, c: i32);
+    (a: i32, b: i32, c: i32, d: i32);
+    (a: i64);
+    (a: f64);
+    (a: f64, b: f64);
 }

@@ -16,6 +16,7 @@ use wasmtime::{
     RefType, TableType, ValType,
 };
 
+use crate::common::{self, Import};
 use crate::count::{self, Live};
 use crate::diagnosis::{Diagnosis, Kind};
 use crate::engine::{self, Memory, Options};
@@ -221,12 +222,8 @@ fn resolve_imports(module: &Module) -> wasmtime::Result<Option<InstancePre<Host>
                 seen.insert(name, ty.clone());
             }
         }
-        match Function::of(name.0, name.1) {
-            Some(named) => {
-                linker.func_new_async(name.0, name.1, ty, wasi::function(index, named))?
-            }
-            None => linker.func_new_async(name.0, name.1, ty, import::function(index))?,
-        };
+        let wasi = Function::of(name.0, name.1);
+        define(&mut linker, &Import { module: name.0, name: name.1, index }, ty, wasi)?;
     }
     linker.instantiate_pre(module).map(Some)
 }
@@ -267,16 +264,27 @@ fn host_functions(module: &Module) -> wasmtime::Result<Linker<Host>> {
     let mut linker = Linker::new(module.engine());
     for (index, import) in module.imports().enumerate() {
         if let ExternType::Func(ty) = import.ty() {
+            let wasi = Function::of(import.module(), import.name());
             let name = index.to_string();
-            match Function::of(import.module(), import.name()) {
-                Some(named) => {
-                    linker.func_new_async("", &name, ty, wasi::function(index, named))?
-                }
-                None => linker.func_new_async("", &name, ty, import::function(index))?,
-            };
+            define(&mut linker, &Import { module: "", name: &name, index }, ty, wasi)?;
         }
     }
     Ok(linker)
+}
+
+fn define(
+    linker: &mut Linker<Host>,
+    import: &Import,
+    ty: FuncType,
+    wasi: Option<Function>,
+) -> wasmtime::Result<()> {
+    let Import { module, name, index } = *import;
+    if let Some(function) = wasi {
+        linker.func_new_async(module, name, ty, wasi::function(index, function))?;
+    } else if !common::define(linker, import, &ty)? {
+        linker.func_new_async(module, name, ty, import::function(index))?;
+    }
+    Ok(())
 }
 
 /// With a `cache`, the path of a folder, what is found there is not compiled again.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 use wasmtime::{
-    AsContextMut, Engine, Extern, Instance, Memory, ResourceLimiter, Store,
-    StoreContextMut, UpdateDeadline, Val,
+    AsContextMut, Engine, Extern, Instance, Memory, ResourceLimiter, Store, StoreContextMut,
+    UpdateDeadline, Val,
 };
 
 use crate::call::Called;
