@@ -508,4 +508,128 @@ defmodule Beamr.ValueTest do
       assert Beamr.call(wasm, "f", []) == {:ok, [nil, :other]}
     end
   end
+
+  # Some signatures are called in a quicker way than others, and some host functions are.
+  describe "every signature" do
+    @shapes [
+      [],
+      [:i32],
+      [:i32, :i32],
+      [:i32, :i32, :i32],
+      [:i32, :i32, :i32, :i32],
+      [:i32, :i32, :i32, :i32, :i32],
+      [:i64],
+      [:i64, :i64],
+      [:f64],
+      [:f64, :f64],
+      [:f32],
+      [:i32, :i64],
+      [:f64, :i32],
+      [:externref],
+      [:i32, :externref]
+    ]
+    @results [[], [:i32], [:i64], [:f32], [:f64], [:externref], [:i32, :f64]]
+
+    # An import, and an export that calls it with what it is given and returns what it returns.
+    defp relay(params, results) do
+      list = fn keyword, types -> Enum.map(types, &"(#{keyword} #{&1})") end
+      gets = for {_type, n} <- Enum.with_index(params), do: "(local.get #{n})"
+      type = list.("param", params) ++ list.("result", results)
+
+      """
+      (module
+        (import "env" "f" (func $f #{type}))
+        (func (export "f") #{type} (call $f #{gets})))
+      """
+    end
+
+    defp value(:i32, n), do: -n
+    defp value(:i64, n), do: -(2 ** 40) - n
+    defp value(:f32, n), do: n + 0.5
+    defp value(:f64, n), do: n + 0.1
+    defp value(:externref, n), do: {:term, n}
+
+    defp values(types), do: for({type, n} <- Enum.with_index(types, 1), do: value(type, n))
+
+    for params <- @shapes do
+      test "takes #{inspect(params)}, and returns whatever it does" do
+        params = unquote(params)
+
+        for results <- @results do
+          test = self()
+
+          answer =
+            case values(results) do
+              [] -> :whatever
+              [one] -> one
+              several -> several
+            end
+
+          function = fn _wasm, args ->
+            send(test, {:args, args})
+            answer
+          end
+
+          imports = %{"env" => %{"f" => {:list, function}}}
+          wasm = Beamr.instantiate!(relay(params, results), imports: imports)
+
+          for _ <- 1..3 do
+            assert Beamr.call(wasm, "f", values(params)) == {:ok, values(results)}
+            assert_received {:args, args}
+            assert args === values(params)
+          end
+        end
+      end
+    end
+
+    test "is itself only, where it is declared together with others" do
+      wasm =
+        Beamr.instantiate!(
+          """
+          (module
+            (rec (type $f (func (param i32) (result i32))) (type (func)))
+            (type $g (func (param i32) (result i32)))
+            (import "env" "f" (func $f (type $f)))
+            (import "env" "g" (func $g (type $g)))
+            (table funcref (elem $f $g))
+            (func (export "f") (param i32 i32) (result i32)
+              (call_indirect (type $f) (local.get 0) (local.get 1)))
+            (func (export "g") (param i32 i32) (result i32)
+              (call_indirect (type $g) (local.get 0) (local.get 1))))
+          """,
+          imports: %{"env" => %{"f" => fn _wasm, n -> n + 1 end, "g" => fn _wasm, n -> n + 2 end}}
+        )
+
+      assert Beamr.call(wasm, "f", [1, 0]) == {:ok, [2]}
+      assert Beamr.call(wasm, "g", [1, 1]) == {:ok, [3]}
+
+      for {name, n} <- [{"f", 1}, {"g", 0}] do
+        assert {:error, %Beamr.Trap{reason: :bad_signature}} = Beamr.call(wasm, name, [1, n])
+      end
+    end
+
+    test "may be called again inside itself, and after a trap there" do
+      fibonacci = fn
+        _wasm, 0 -> 0
+        _wasm, 1 -> 1
+        wasm, n -> hd(Beamr.call!(wasm, "f", [n - 1])) + hd(Beamr.call!(wasm, "f", [n - 2]))
+      end
+
+      imports = %{"env" => %{"f" => fibonacci}}
+      wasm = Beamr.instantiate!(relay([:i32], [:i32]), imports: imports)
+      assert Beamr.call(wasm, "f", [10]) == {:ok, [55]}
+
+      raising = fn
+        _wasm, 0 -> raise "the end"
+        wasm, n -> hd(Beamr.call!(wasm, "f", [n - 1]))
+      end
+
+      imports = %{"env" => %{"f" => raising}}
+      wasm = Beamr.instantiate!(relay([:i32], [:i32]), imports: imports)
+
+      for n <- [0, 5, 0] do
+        assert {:error, %Beamr.ImportError{kind: :error}} = Beamr.call(wasm, "f", [n])
+      end
+    end
+  end
 end
