@@ -36,7 +36,8 @@ defmodule Beamr.Allocator.Regions do
   @doc "Ends the allocators of an instance that is gone."
   @spec guest_gone(reference()) :: :ok
   def guest_gone(ref) do
-    if :ets.whereis(@table) != :undefined and :ets.info(@table, :size) not in [0, :undefined] do
+    # Without the application there is no table.
+    if :ets.info(@table, :size) not in [0, :undefined] do
       for row <- :ets.lookup(@table, key(ref)), do: Beamr.Allocator.Book.close(elem(row, 1))
     end
 
