@@ -327,6 +327,42 @@ defmodule Beamr.CallsTest do
       assert_usable(wasm)
     end
 
+    test "that a call inside it has seen ends the outer call as soon as the import returns" do
+      test = self()
+
+      imports = %{
+        "env" => %{
+          "wait" => fn wasm ->
+            send(test, :waited)
+            Process.sleep(30)
+            send(test, Beamr.call(wasm, "inner", []))
+          end,
+          "nop" => fn _wasm -> :ok end
+        }
+      }
+
+      wasm =
+        Beamr.instantiate!(
+          """
+          (module
+            (import "env" "wait" (func $wait))
+            (import "env" "nop" (func $nop))
+            (func (export "inner") (call $nop))
+            (func (export "outer") (loop (call $wait) (br 0))))
+          """,
+          imports: imports
+        )
+
+      for _ <- 1..10 do
+        assert {:error, %CallError{reason: :timeout, function: "outer"}} =
+                 Beamr.call(wasm, "outer", [], timeout: 20)
+
+        assert_received :waited
+        assert_received {:error, %CallError{reason: :timeout, function: "inner"}}
+        refute_received _
+      end
+    end
+
     test "of an outer call ends calls of other instances inside it as well" do
       other = guest()
       test = self()

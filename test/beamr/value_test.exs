@@ -633,3 +633,34 @@ defmodule Beamr.ValueTest do
     end
   end
 end
+
+defmodule Beamr.ValueReleaseTest do
+  # Counts what is alive on the node, so that nothing else may run meanwhile.
+  use Beamr.Case, async: false
+
+  alias Beamr.Native
+
+  test "a term that an import was given is let go of, even if it holds the instance" do
+    module =
+      Beamr.compile!("""
+      (module
+        (import "env" "f" (func $f (param externref) (result externref)))
+        (func (export "f") (param externref) (result externref) (call $f (local.get 0))))
+      """)
+
+    terms = fn -> Native.count_live()[:terms] end
+    before = terms.()
+
+    spawn_monitor(fn ->
+      for function <- [fn _wasm, term -> term end, fn _wasm, _term -> raise "no" end],
+          _ <- 1..50 do
+        wasm = Beamr.instantiate!(module, imports: %{"env" => %{"f" => function}})
+        Beamr.call(wasm, "f", [{:holds, wasm}])
+        Beamr.close(wasm)
+      end
+    end)
+
+    assert_receive {:DOWN, _monitor, :process, _pid, :normal}, 10_000
+    eventually(fn -> terms.() <= before end)
+  end
+end

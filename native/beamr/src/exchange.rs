@@ -59,7 +59,7 @@ fn nanoseconds(time: Duration) -> u64 {
 pub struct Exchange {
     stop: AtomicU8,
     deadline: AtomicU64,
-    /// The tick in which the clock was last looked at.
+    /// The tick in which the clock was last looked at, and there was time left.
     looked: AtomicU64,
     /// The [`Slice`] that is running.
     slice: AtomicU8,
@@ -156,6 +156,8 @@ impl Exchange {
         {
             self.deadline.store(outer.deadline, Relaxed);
             self.unsigned.store(outer.unsigned, Relaxed);
+            // Its own deadline may be over, whichever that of the inner call was.
+            self.looked.store(NEVER, Relaxed);
         }
         unsigned
     }
@@ -211,14 +213,17 @@ impl Exchange {
         (deadline != NO_DEADLINE && now() >= deadline).then_some(Stop::Timeout)
     }
 
-    /// As [`Self::stop`], but looks at the clock once in a tick. For what happens often.
+    /// As [`Self::stop`], but where there was time left looks at the clock once in a tick. For what
+    /// happens often.
     pub fn stop_of_tick(&self) -> Option<Stop> {
         let tick = engine::ticks();
         if self.looked.load(Relaxed) == tick {
             return self.requested();
         }
-        self.looked.store(tick, Relaxed);
-        self.stop()
+        let stop = self.stop();
+        // The call that this one is nested in is to see it too.
+        self.looked.store(if stop.is_none() { tick } else { NEVER }, Relaxed);
+        stop
     }
 
     fn requested(&self) -> Option<Stop> {

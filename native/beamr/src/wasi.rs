@@ -404,11 +404,14 @@ pub async fn initialize(store: &mut Store<Host>) -> Outcome {
         return Ok(Results::None);
     };
     let signature = &module.functions[*index].signature;
+    if !signature.params.is_empty() || !signature.results.is_empty() {
+        return Ok(Results::None);
+    }
     match Target::Export(*index).find(store) {
-        Some(callee) if signature.params.is_empty() && signature.results.is_empty() => {
+        Some(callee) => {
             call::run(&mut *store, callee, Args::Numbers { values: Vec::new(), params: 0 }).await
         }
-        _ => Ok(Results::None),
+        None => Ok(Results::None),
     }
 }
 
