@@ -1,8 +1,8 @@
 //! Instances as resources of the VM, which every operation begins with.
 //!
 //! The other resources are rustler's, which looks their type up in a hash map each time that it
-//! decodes one. That takes half as long as to read eight bytes, and there is no way around it but
-//! to hold the type here.
+//! decodes one. That took a tenth of the time of reading eight bytes, and there is no way around
+//! it but to hold the type here.
 //!
 //! Invariants: [`TYPE`] is the type that the library registered when it was loaded last, and
 //! each of its objects is an [`InstanceResource`], whole from before the first term refers to it
