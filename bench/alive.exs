@@ -13,7 +13,10 @@ defmodule Bench.Alive do
       (i32.load (i32.const 0))))
   """
 
-  @doc "Bytes and nanoseconds of each of `count` instances, and how many mappings the node has."
+  @doc """
+  Bytes and nanoseconds of each of `count` instances; and how many mappings the node has, and bytes
+  of page tables.
+  """
   def measure(count, options) do
     module = Beamr.compile!(@guest, options)
     # What is made once for all is made.
@@ -33,12 +36,14 @@ defmodule Bench.Alive do
 
     used = (resident() - before) / count
     mappings = "/proc/self/maps" |> File.stream!() |> Enum.count()
+    page_tables = page_tables()
     {close, :ok} = each(count, fn -> Enum.each(instances, &Beamr.close/1) end)
 
     %{
       idle: idle,
       used: used,
       mappings: mappings,
+      page_tables: page_tables,
       make: make,
       call: call,
       call_again: again,
@@ -50,6 +55,16 @@ defmodule Bench.Alive do
   defp resident do
     :erlang.garbage_collect()
     resident_bytes()
+  end
+
+  defp page_tables do
+    status = File.stream!("/proc/self/status")
+
+    Enum.find_value(status, 0, fn line ->
+      with ["VmPTE:", kib, "kB"] <- String.split(line),
+           do: String.to_integer(kib) * 1024,
+           else: (_other -> nil)
+    end)
   end
 
   defp each(count, fun) do

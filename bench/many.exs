@@ -63,7 +63,7 @@ defmodule Bench.Many do
     fact(
       "  made in #{time(found.make)} each, called in #{time(found.call)} for the first time and " <>
         "#{time(found.call_again)} after it, closed in #{time(found.close)}; " <>
-        "#{found.mappings} mappings"
+        "#{found.mappings} mappings, #{div(found.page_tables, 1_048_576)} MiB of page tables"
     )
   end
 end
