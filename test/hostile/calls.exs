@@ -6,6 +6,8 @@ defmodule Hostile.Calls do
 
   @workers 6
   @calls_per_round 3_000
+  # Imports this deep call nothing, and kill nobody.
+  @deepest 4
 
   @guests [
     general: ~S"""
@@ -162,6 +164,8 @@ defmodule Hostile.Calls do
 
   defp fill(seed, round) do
     :rand.seed(:exsss, {seed, round, 0})
+    # What a start function imports must not kill this process.
+    Process.put(:hostile_depth, @deepest)
     Pool.fill(:module, fn _ -> some(:modules) end)
     Pool.fill(:wat, fn _ -> some(:texts) end)
     Pool.fill(:wasm, fn _ -> some(:files) end)
@@ -556,7 +560,7 @@ defmodule Hostile.Calls do
     end
   end
 
-  defp act(n, args, depth) when n in 8..11 and depth < 4 do
+  defp act(n, args, depth) when n in 8..11 and depth < @deepest do
     call = choose()
     nested = arguments(call)
     # On the guest itself, where it fits.
@@ -578,7 +582,10 @@ defmodule Hostile.Calls do
     if Terms.chance(10), do: Beamr.close(wasm), else: Beamr.interrupt(wasm)
   end
 
-  defp act(18, _args, _depth), do: if(Terms.chance(3), do: Process.exit(self(), :kill))
+  defp act(18, _args, depth) when depth < @deepest do
+    if Terms.chance(3), do: Process.exit(self(), :kill)
+  end
+
   defp act(19, _args, _depth), do: [1, 1.5]
   defp act(n, [_wasm, arg | _], _depth) when n in 4..7, do: arg
   defp act(_n, _args, _depth), do: Terms.uniform(100)
