@@ -76,7 +76,8 @@ pub struct Exchange {
 
 #[derive(Default)]
 struct Slots {
-    passing: Passing,
+    asked: Option<Asked>,
+    errand: Option<Errand>,
     /// Where the memories are, as long as none of them has grown since.
     views: Vec<View>,
     /// What is kept of each call while others are nested in it, outermost first.
@@ -85,19 +86,11 @@ struct Slots {
     awaiting: Vec<usize>,
 }
 
-/// What is asked is taken before anything is handed in, and the other way round.
-#[derive(Default)]
-enum Passing {
-    #[default]
-    Nothing,
-    Asked(Asked),
-    Errand(Errand),
-}
-
 impl Slots {
     /// The room is kept for the next call.
     fn clear(&mut self) {
-        self.passing = Passing::Nothing;
+        self.asked = None;
+        self.errand = None;
         self.outer.clear();
         self.awaiting.clear();
     }
@@ -288,25 +281,18 @@ impl Exchange {
     }
 
     pub fn post(&self, asked: Asked) {
-        self.slots.lock().passing = Passing::Asked(asked);
+        self.slots.lock().asked = Some(asked);
     }
 
     /// Asks for an import.
     pub fn post_import(&self, index: usize, args: Vec<Value>) {
         let mut slots = self.slots.lock();
         slots.awaiting.push(index);
-        slots.passing = Passing::Asked(Asked::Import { index, args });
+        slots.asked = Some(Asked::Import { index, args });
     }
 
     pub fn take_asked(&self) -> Option<Asked> {
-        let mut slots = self.slots.lock();
-        if !matches!(slots.passing, Passing::Asked(_)) {
-            return None;
-        }
-        match std::mem::take(&mut slots.passing) {
-            Passing::Asked(asked) => Some(asked),
-            _ => None,
-        }
+        self.slots.lock().asked.take()
     }
 
     /// Answers the import that waits, if one does, with what it returned or why the guest has to
@@ -317,7 +303,7 @@ impl Exchange {
             return;
         }
         let Some(index) = slots.awaiting.pop() else { return };
-        slots.passing = Passing::Errand(match results(index) {
+        slots.errand = Some(match results(index) {
             Ok(values) => Errand::Return(values),
             Err(stop) => Errand::Stop(stop),
         });
@@ -325,12 +311,13 @@ impl Exchange {
 
     /// Hands something to do to the import that waits.
     pub fn send(&self, errand: Errand) {
-        self.slots.lock().passing = Passing::Errand(errand);
+        self.slots.lock().errand = Some(errand);
     }
 
     /// What the driving process wants of the innermost suspended import, polled for by that.
     pub fn poll_errand(&self) -> Poll<Errand> {
-        if let Some(errand) = self.take_errand() {
+        let errand = self.slots.lock().errand.take();
+        if let Some(errand) = errand {
             return Poll::Ready(errand);
         }
         if self.is_abandoned() {
@@ -338,17 +325,6 @@ impl Exchange {
         }
         self.suspended();
         Poll::Pending
-    }
-
-    fn take_errand(&self) -> Option<Errand> {
-        let mut slots = self.slots.lock();
-        if !matches!(slots.passing, Passing::Errand(_)) {
-            return None;
-        }
-        match std::mem::take(&mut slots.passing) {
-            Passing::Errand(errand) => Some(errand),
-            _ => None,
-        }
     }
 
     /// The memories as they were when the guest was last suspended.
