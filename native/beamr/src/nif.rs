@@ -80,6 +80,7 @@ impl<'a> Answer<'a> for NifResult<Term<'a>> {
 /// # Safety
 ///
 /// These are what the VM has passed to a NIF of `N` arguments.
+// SAFETY: the macro above, which alone comes here, counts them.
 #[inline]
 pub unsafe fn run<const N: usize>(
     env: *mut ErlNifEnv,
