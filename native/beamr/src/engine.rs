@@ -152,7 +152,11 @@ pub fn bump() {
     }
 }
 
-static REST: Rest = Rest { running: AtomicUsize::new(0), asleep: AtomicBool::new(false) };
+static REST: Rest = Rest {
+    begun: AtomicBool::new(false),
+    lasting: AtomicUsize::new(0),
+    asleep: AtomicBool::new(false),
+};
 static TICKER: OnceLock<Thread> = OnceLock::new();
 
 /// Starts the ticker, once for the node.
@@ -164,24 +168,25 @@ pub fn start_ticker() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Held while guest code may run.
-pub struct Running(());
-
-impl Running {
-    pub fn enter() -> Self {
-        REST.begin(|| {
-            if let Some(ticker) = TICKER.get() {
-                ticker.unpark();
-            }
-        });
-        Running(())
+fn wake_ticker() {
+    if let Some(ticker) = TICKER.get() {
+        ticker.unpark();
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        REST.end();
-    }
+/// To be called whenever a slice's deadline has been set.
+#[inline]
+pub fn slice_begins() {
+    REST.begin(wake_ticker);
+}
+
+/// To be called once for a slice that goes on after a tick, and [`slice_ended`] when it ends.
+pub fn slice_outlasts_tick() {
+    REST.outlast(wake_ticker);
+}
+
+pub fn slice_ended() {
+    REST.end();
 }
 
 static TICKS: AtomicU64 = AtomicU64::new(0);
@@ -197,9 +202,9 @@ fn tick() {
         std::thread::sleep(TICK);
         TICKS.fetch_add(1, Relaxed);
         bump();
-        idle = if REST.is_idle() { idle + 1 } else { 0 };
+        idle = if REST.was_idle() { idle + 1 } else { 0 };
         if idle > IDLE_TICKS {
-            REST.sleep(std::thread::park);
+            REST.sleep(bump, std::thread::park);
             idle = 0;
         }
     }

@@ -63,6 +63,8 @@ pub struct Exchange {
     looked: AtomicU64,
     /// The [`Slice`] that is running.
     slice: AtomicU8,
+    /// Whether the slice that is running has outlasted a tick.
+    lasting: AtomicBool,
     /// How many wait for the instance's lock, and so for the slice that is running to end.
     waiting: AtomicUsize,
     /// How many calls have begun and not ended.
@@ -108,6 +110,7 @@ impl Exchange {
             deadline: AtomicU64::new(NO_DEADLINE),
             looked: AtomicU64::new(0),
             slice: AtomicU8::new(Slice::First as u8),
+            lasting: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             depth: AtomicUsize::new(0),
             unsigned: AtomicBool::new(false),
@@ -262,6 +265,22 @@ impl Exchange {
         let slice = Slice::of(self.slice.load(Relaxed));
         self.waiting.load(Relaxed) == 0
             && (ticks < slice.ticks() || self.time_left().is_some_and(|left| slice.outlasts(left)))
+    }
+
+    /// Said at each tick after which the slice goes on.
+    pub fn outlast_tick(&self) {
+        if !self.lasting.load(Relaxed) {
+            self.lasting.store(true, Relaxed);
+            engine::slice_outlasts_tick();
+        }
+    }
+
+    /// Said after each poll, which is where slices end.
+    pub fn end_slice(&self) {
+        if self.lasting.load(Relaxed) {
+            self.lasting.store(false, Relaxed);
+            engine::slice_ended();
+        }
     }
 
     /// Runs `f`, which waits for the slice that is running to end.

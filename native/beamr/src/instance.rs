@@ -28,7 +28,7 @@ use wasmtime::{Store, ThrownException, Trap};
 use crate::call::{self, Answer, Outcome, Request, Results};
 use crate::count::{self, Live};
 use crate::deaths::Deaths;
-use crate::engine::{self, Running};
+use crate::engine;
 use crate::error::{self, Fault, Stop};
 use crate::exchange::{Asked, Errand, Exchange};
 use crate::export::{self, Operation, Reach};
@@ -318,27 +318,25 @@ impl InstanceResource {
     #[inline(always)]
     fn poll(&self, state: &mut State) -> Polled {
         let Holder::Running(flight) = &mut state.holder else { return Polled::Suspended };
-        let polled = {
-            let _running = Running::enter();
-            if let Some(queued) = flight.queued.take() {
-                queued.end();
-            }
-            let future = &mut flight.future;
-            catch_unwind(AssertUnwindSafe(|| {
-                loop {
-                    self.exchange.running();
-                    let polled = match &self.wasi {
-                        None => future.as_mut().poll(&mut Context::from_waker(Waker::noop())),
-                        Some(wasi) => wasi.alarm.poll(future.as_mut()),
-                    };
-                    // wasmtime gives way of itself while it collects garbage. Nothing may reach the
-                    // memories then, and it goes on at once.
-                    if polled.is_ready() || self.exchange.is_captured() {
-                        return polled;
-                    }
+        if let Some(queued) = flight.queued.take() {
+            queued.end();
+        }
+        let future = &mut flight.future;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                self.exchange.running();
+                let polled = match &self.wasi {
+                    None => future.as_mut().poll(&mut Context::from_waker(Waker::noop())),
+                    Some(wasi) => wasi.alarm.poll(future.as_mut()),
+                };
+                // wasmtime gives way of itself while it collects garbage. Nothing may reach the
+                // memories then, and it goes on at once.
+                if polled.is_ready() || self.exchange.is_captured() {
+                    return polled;
                 }
-            }))
-        };
+            }
+        }));
+        self.exchange.end_slice();
         let holder = match polled {
             Ok(Poll::Pending) => return Polled::Suspended,
             Ok(Poll::Ready((store, outcome))) => {

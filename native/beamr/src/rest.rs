@@ -1,40 +1,73 @@
 //! When the ticker rests, and who wakes it. `native/models` includes this file.
 //!
-//! Invariant: while any slice runs, the ticker is awake or about to be. Either a slice that
-//! begins sees that the ticker is asleep, and wakes it, or the ticker sees the slice.
+//! Slices are many and nearly all end within a tick, so a slice that begins only reads what all
+//! processors share. It is counted once it has outlasted a tick.
+//!
+//! Invariant: while any slice runs, the ticker is awake, or about to be, or the slice is about to
+//! be asked whether it outlasts a tick. For the ticker ticks once more after it has said that it
+//! is asleep: a slice that has set its deadline before that is asked, and is counted or wakes it;
+//! one that has set its deadline after that sees that the ticker is asleep.
 
-use crate::sync::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use crate::sync::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release, SeqCst},
+    fence,
+};
 
 pub struct Rest {
-    /// Slices that have begun and not ended.
-    pub running: AtomicUsize,
+    /// Whether a slice has begun since the ticker last looked.
+    pub begun: AtomicBool,
+    /// Slices that have outlasted a tick and not ended.
+    pub lasting: AtomicUsize,
     pub asleep: AtomicBool,
 }
 
 impl Rest {
-    /// A slice begins.
+    /// A slice begins: its deadline, in ticks, has just been set.
     #[inline]
     pub fn begin(&self, wake: impl FnOnce()) {
-        self.running.fetch_add(1, SeqCst);
-        if self.asleep.load(SeqCst) && self.asleep.swap(false, SeqCst) {
+        // Read first, because it nearly always is so, and what is only read stays in the caches.
+        if !self.begun.load(Relaxed) {
+            self.begun.store(true, Relaxed);
+        }
+        // Whoever has seen the last tick sees that the ticker is asleep.
+        fence(Acquire);
+        if self.asleep.load(Relaxed) {
+            self.wake(wake);
+        }
+    }
+
+    /// A slice goes on after its first tick.
+    pub fn outlast(&self, wake: impl FnOnce()) {
+        self.lasting.fetch_add(1, SeqCst);
+        if self.asleep.load(SeqCst) {
+            self.wake(wake);
+        }
+    }
+
+    fn wake(&self, wake: impl FnOnce()) {
+        if self.asleep.swap(false, SeqCst) {
             wake();
         }
     }
 
-    /// A slice ends.
-    #[inline]
+    /// A slice that has outlasted a tick ends.
     pub fn end(&self) {
-        self.running.fetch_sub(1, SeqCst);
+        self.lasting.fetch_sub(1, SeqCst);
     }
 
-    pub fn is_idle(&self) -> bool {
-        self.running.load(SeqCst) == 0
+    /// Whether no slice has begun since this was asked last, and none lasts.
+    pub fn was_idle(&self) -> bool {
+        !self.begun.swap(false, SeqCst) && self.lasting.load(SeqCst) == 0
     }
 
-    /// Puts the ticker to sleep until a slice begins. `park` may come back for no reason.
-    pub fn sleep(&self, park: impl Fn()) {
+    /// Puts the ticker to sleep until a slice begins. `tick` ticks, and `park` may come back for no
+    /// reason.
+    pub fn sleep(&self, tick: impl FnOnce(), park: impl Fn()) {
         self.asleep.store(true, SeqCst);
-        while self.asleep.load(SeqCst) && self.is_idle() {
+        fence(Release);
+        tick();
+        while self.asleep.load(SeqCst) && self.lasting.load(SeqCst) == 0 {
             park();
         }
         self.asleep.store(false, SeqCst);

@@ -10,6 +10,7 @@ use wasmtime::{
 
 use crate::call::Called;
 use crate::count::{self, Live};
+use crate::engine;
 use crate::error::{Limit, LimitKind};
 use crate::exchange::Exchange;
 use crate::memory::View;
@@ -193,10 +194,12 @@ fn tick(mut store: StoreContextMut<'_, Host>) -> wasmtime::Result<UpdateDeadline
     }
     if std::mem::take(&mut host.yielded) {
         host.ticks = 0;
+        host.exchange.outlast_tick();
         return Ok(UpdateDeadline::Continue(1));
     }
     host.ticks += 1;
     if host.exchange.may_go_on(host.ticks) {
+        host.exchange.outlast_tick();
         return Ok(UpdateDeadline::Continue(1));
     }
     host.yielded = true;
@@ -213,6 +216,7 @@ pub fn new_slice(mut store: impl AsContextMut<Data = Host>) {
     host.ticks = 0;
     host.exchange.set_slice(Slice::First);
     store.set_epoch_deadline(1);
+    engine::slice_begins();
 }
 
 /// Records where the memories are, for those who reach them while the guest is suspended, unless
