@@ -293,6 +293,7 @@ pub async fn run(mut store: impl AsContextMut<Data = Host>, callee: Callee, args
     }
 }
 
+#[inline(always)]
 fn start<'a>(
     env: Env<'a>,
     instance: &InstanceResource,
@@ -310,6 +311,7 @@ fn start<'a>(
     Ok(locked(env, instance, wait, |state| instance.begin(env, &request, state)))
 }
 
+#[inline(always)]
 fn resume<'a>(
     env: Env<'a>,
     instance: &InstanceResource,

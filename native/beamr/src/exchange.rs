@@ -2,14 +2,16 @@
 //! guest asks, what it is handed, when it has to stop, and where its memories lie meanwhile.
 //!
 //! Invariant: only the holder of the instance's lock uses the slots and begins and ends calls, so
-//! what it takes out belongs to the poll it just made. The stop request may be set at any time, by
-//! anyone. A call that asks for nothing uses no slot, and so takes no lock here.
+//! what it takes out belongs to the poll it just made. (The slots are in a cell that panics where
+//! that is not so, and costs half of another lock.) The stop request may be set at any time, by
+//! anyone.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::{Duration, Instant as Clock};
 
+use atomic_refcell::AtomicRefCell;
 use parking_lot::Mutex;
 
 use crate::call::{Args, Outcome, Target};
@@ -73,15 +75,15 @@ pub struct Exchange {
     unsigned: AtomicBool,
     /// Whether the views are those of the memories as they are.
     captured: AtomicBool,
-    slots: Mutex<Slots>,
+    slots: AtomicRefCell<Slots>,
+    /// Where the memories are, as long as none of them has grown since.
+    views: Mutex<Vec<View>>,
 }
 
 #[derive(Default)]
 struct Slots {
     asked: Option<Asked>,
     errand: Option<Errand>,
-    /// Where the memories are, as long as none of them has grown since.
-    views: Vec<View>,
     /// What is kept of each call while others are nested in it, outermost first.
     outer: Vec<Frame>,
     /// The imports that are suspended, outermost first.
@@ -115,7 +117,8 @@ impl Exchange {
             depth: AtomicUsize::new(0),
             unsigned: AtomicBool::new(false),
             captured: AtomicBool::new(false),
-            slots: Mutex::default(),
+            slots: AtomicRefCell::default(),
+            views: Mutex::default(),
         }
     }
 
@@ -136,7 +139,7 @@ impl Exchange {
             self.deadline.store(deadline, Relaxed);
         } else {
             self.deadline.store(deadline.min(outer.deadline), Relaxed);
-            self.slots.lock().outer.push(outer);
+            self.slots.borrow_mut().outer.push(outer);
         }
         self.depth.store(depth + 1, Relaxed);
     }
@@ -148,7 +151,7 @@ impl Exchange {
         let inner = self.depth().saturating_sub(1);
         self.depth.store(inner, Relaxed);
         if inner > 0
-            && let Some(outer) = self.slots.lock().outer.pop()
+            && let Some(outer) = self.slots.borrow_mut().outer.pop()
         {
             self.deadline.store(outer.deadline, Relaxed);
             self.unsigned.store(outer.unsigned, Relaxed);
@@ -171,7 +174,7 @@ impl Exchange {
     /// Ends every call that has begun, and forgets what was under way.
     pub fn end_all(&self) {
         self.depth.store(0, Relaxed);
-        self.slots.lock().clear();
+        self.slots.borrow_mut().clear();
     }
 
     /// How many calls have begun and not ended.
@@ -181,7 +184,7 @@ impl Exchange {
 
     /// Whether an import waits for an answer from the driving process.
     pub fn is_awaiting(&self) -> bool {
-        self.is_innermost(&self.slots.lock())
+        self.is_innermost(&self.slots.borrow())
     }
 
     /// Whether the import that was asked for last is the one that waits, and no call is nested in it.
@@ -246,9 +249,9 @@ impl Exchange {
 
     /// Records where the memories are, for those who reach them while the guest is suspended.
     pub fn set_views(&self, views: impl Iterator<Item = View>) {
-        let mut slots = self.slots.lock();
-        slots.views.clear();
-        slots.views.extend(views);
+        let mut recorded = self.views.lock();
+        recorded.clear();
+        recorded.extend(views);
     }
 
     /// A stop after which nobody answers imports any more.
@@ -300,24 +303,24 @@ impl Exchange {
     }
 
     pub fn post(&self, asked: Asked) {
-        self.slots.lock().asked = Some(asked);
+        self.slots.borrow_mut().asked = Some(asked);
     }
 
     /// Asks for an import.
     pub fn post_import(&self, index: usize, args: Vec<Value>) {
-        let mut slots = self.slots.lock();
+        let mut slots = self.slots.borrow_mut();
         slots.awaiting.push(index);
         slots.asked = Some(Asked::Import { index, args });
     }
 
     pub fn take_asked(&self) -> Option<Asked> {
-        self.slots.lock().asked.take()
+        self.slots.borrow_mut().asked.take()
     }
 
     /// Answers the import that waits, if one does, with what it returned or why the guest has to
     /// stop.
     pub fn respond(&self, results: impl FnOnce(usize) -> Result<Vec<Value>, Stop>) {
-        let mut slots = self.slots.lock();
+        let mut slots = self.slots.borrow_mut();
         if !self.is_innermost(&slots) {
             return;
         }
@@ -330,12 +333,12 @@ impl Exchange {
 
     /// Hands something to do to the import that waits.
     pub fn send(&self, errand: Errand) {
-        self.slots.lock().errand = Some(errand);
+        self.slots.borrow_mut().errand = Some(errand);
     }
 
     /// What the driving process wants of the innermost suspended import, polled for by that.
     pub fn poll_errand(&self) -> Poll<Errand> {
-        let errand = self.slots.lock().errand.take();
+        let errand = self.slots.borrow_mut().errand.take();
         if let Some(errand) = errand {
             return Poll::Ready(errand);
         }
@@ -348,6 +351,6 @@ impl Exchange {
 
     /// The memories as they were when the guest was last suspended.
     pub fn with_views<R>(&self, f: impl FnOnce(&mut [View]) -> R) -> R {
-        f(&mut self.slots.lock().views)
+        f(&mut self.views.lock())
     }
 }
