@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
-use wasmtime::{AsContext, AsContextMut, Func, RootScope, Store, Val, ValType};
+use wasmtime::{AsContext, AsContextMut, Func, RootScope, Store, StoreContextMut, Val, ValType};
 
 use crate::atoms;
 use crate::common::Common;
@@ -84,7 +84,7 @@ fn find_export(index: usize, reach: &mut impl Reach) -> Option<Callee> {
     if place >= REMEMBERED {
         return Some(func.into());
     }
-    let common = Common::new(&mut store, func, &function.signature).map(Box::new);
+    let common = Common::new(store.as_context_mut(), func, &function.signature).map(Box::new);
     store.data_mut().called.push(Called { index, func, common: None });
     Some(Callee { func, common: common.map(|common| (place, common)) })
 }
@@ -243,7 +243,7 @@ pub async fn top_call(
     args: Args,
 ) -> (Store<Host>, Outcome) {
     let mut outcome = match target.find(&mut store) {
-        Some(callee) => run(&mut store, callee, args).await,
+        Some(callee) => run(store.as_context_mut(), callee, args).await,
         None => Err(Stop::Closed.into()),
     };
     if store.data().wasi.is_some() {
@@ -253,7 +253,7 @@ pub async fn top_call(
 }
 
 /// Runs a guest function to its end.
-pub async fn run(mut store: impl AsContextMut<Data = Host>, callee: Callee, args: Args) -> Outcome {
+pub async fn run(mut store: StoreContextMut<'_, Host>, callee: Callee, args: Args) -> Outcome {
     match args {
         Args::Numbers { mut values, params } => {
             store::new_slice(&mut store);
@@ -261,8 +261,8 @@ pub async fn run(mut store: impl AsContextMut<Data = Host>, callee: Callee, args
             let called = match callee.common {
                 None => callee.func.call_async(&mut store, given, results).await,
                 Some((place, common)) => {
-                    let called = common.call(&mut store, given, results).await;
-                    store.as_context_mut().data_mut().called[place].common = Some(common);
+                    let called = common.call(store.as_context_mut(), given, results).await;
+                    store.data_mut().called[place].common = Some(common);
                     called
                 }
             };

@@ -5,7 +5,7 @@
 //! for each of a few signatures; functions of others are called as they are. Host functions of
 //! these signatures, too, are defined so that wasmtime knows them.
 
-use wasmtime::{AsContextMut, Caller, Func, FuncType, Linker, TypedFunc, Val, ValType};
+use wasmtime::{Caller, Func, FuncType, Linker, StoreContextMut, TypedFunc, Val, ValType};
 
 use crate::import;
 use crate::store::Host;
@@ -47,7 +47,7 @@ macro_rules! common {
 
         impl Common {
             pub fn new(
-                mut store: impl AsContextMut<Data = Host>,
+                mut store: StoreContextMut<'_, Host>,
                 func: Func,
                 signature: &Signature,
             ) -> Option<Self> {
@@ -63,7 +63,7 @@ macro_rules! common {
             /// Runs the function; there are as many values as it takes and gives.
             pub async fn call(
                 &self,
-                store: impl AsContextMut<Data = Host>,
+                store: StoreContextMut<'_, Host>,
                 given: &[Val],
                 results: &mut [Val],
             ) -> wasmtime::Result<()> {
@@ -92,7 +92,7 @@ pub enum Returning<P> {
 }
 
 impl<P: wasmtime::WasmParams + Sync> Returning<P> {
-    fn new(store: &mut impl AsContextMut<Data = Host>, func: Func) -> Option<Self> {
+    fn new(store: &mut StoreContextMut<'_, Host>, func: Func) -> Option<Self> {
         if let Ok(typed) = func.typed(&mut *store) {
             Some(Returning::Nothing(typed))
         } else if let Ok(typed) = func.typed(&mut *store) {
@@ -106,7 +106,7 @@ impl<P: wasmtime::WasmParams + Sync> Returning<P> {
 
     async fn call(
         &self,
-        store: impl AsContextMut<Data = Host>,
+        store: StoreContextMut<'_, Host>,
         params: P,
         results: &mut [Val],
     ) -> wasmtime::Result<()> {

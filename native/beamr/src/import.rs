@@ -82,7 +82,7 @@ pub async fn answered(
             Errand::Stop(stop) => return Err(stop.into()),
             Errand::Call { target, args } => Asked::Called(match target.find(store) {
                 // Boxed, so that those that call nothing take no room for it.
-                Some(callee) => Box::pin(call::run(&mut *store, callee, args)).await,
+                Some(callee) => Box::pin(call::run(store.as_context_mut(), callee, args)).await,
                 None => Err(wasmtime::Error::from(Stop::Closed)),
             }),
             Errand::Perform(operation) => Asked::Performed(export::perform(store, operation)),

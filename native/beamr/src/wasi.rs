@@ -409,7 +409,12 @@ pub async fn initialize(store: &mut Store<Host>) -> Outcome {
     }
     match Target::Export(*index).find(store) {
         Some(callee) => {
-            call::run(store.as_context_mut(), callee, Args::Numbers { values: Vec::new(), params: 0 }).await
+            call::run(
+                store.as_context_mut(),
+                callee,
+                Args::Numbers { values: Vec::new(), params: 0 },
+            )
+            .await
         }
         None => Ok(Results::None),
     }
