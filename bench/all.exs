@@ -10,7 +10,7 @@ defmodule Bench.All do
   @files ~w(engine basics calls memory structs hosts wasi servers many compile fairness)
 
   # What they are made of, and what asks another question.
-  @others ~w(all alive compute large measure picture soak)
+  @others ~w(all alive build compute large measure picture soak)
 
   def main(args) do
     {opts, []} = OptionParser.parse!(args, strict: [only: :string, quick: :boolean, out: :string])

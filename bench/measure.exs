@@ -110,7 +110,8 @@ defmodule Bench.Measure do
 
   def time(ns) when ns < 1_000, do: "#{round(ns)} ns"
   def time(ns) when ns < 1_000_000, do: "#{Float.round(ns / 1_000, 2)} µs"
-  def time(ns), do: "#{Float.round(ns / 1_000_000, 2)} ms"
+  def time(ns) when ns < 10_000_000_000, do: "#{Float.round(ns / 1_000_000, 2)} ms"
+  def time(ns), do: "#{Float.round(ns / 1_000_000_000, 1)} s"
 
   defp batch_size(subject) do
     per_run(subject, 1)

@@ -10,7 +10,7 @@ use crate::atoms;
 use crate::common::Common;
 use crate::error::{Exit, Fault, Stop};
 use crate::export::Reach;
-use crate::instance::{InstanceResource, Wait, locked, timeout};
+use crate::instance::{InstanceResource, Locked, Wait, timeout};
 use crate::list;
 use crate::module::Compiled;
 use crate::nif::operation;
@@ -157,8 +157,8 @@ pub fn prepare(
         let mut values = room;
         values.clear();
         each_argument(request.args, signature, |term, ty| {
-            values.push(value::decode_number(term, ty).map_err(|mismatch| mismatch.atom())?);
-            Ok(())
+            let put = value::with_number(term, ty, |number| values.push(number));
+            put.map_err(|mismatch| mismatch.atom())
         })?;
         values.resize(params + signature.results.len(), Val::I32(0));
         Args::Numbers { values, params }
@@ -210,14 +210,15 @@ pub fn results(
     values: &mut Vec<Value>,
 ) -> bool {
     let Some(Some(signature)) = instance.module.imports.get(index) else { return false };
-    let mut take = |term: Term, ty: &ValType| {
-        let value = match ty {
-            ValType::Ref(_) => {
-                value::decode(term, ty).ok().and_then(|value| own(instance, value).ok())
-            }
-            number => value::decode_number(term, number).ok().map(Value::Number),
-        };
-        value.map(|value| values.push(value)).is_some()
+    let mut take = |term: Term, ty: &ValType| match ty {
+        ValType::Ref(_) => value::decode(term, ty)
+            .ok()
+            .and_then(|value| own(instance, value).ok())
+            .map(|value| values.push(value))
+            .is_some(),
+        number => {
+            value::with_number(term, number, |number| values.push(Value::Number(number))).is_ok()
+        }
     };
     match &signature.results[..] {
         [] => true,
@@ -308,7 +309,11 @@ fn start<'a>(
     }
     let timeout = timeout(milliseconds.decode()?);
     let request = Request { target, args, timeout, unsigned: atoms::true_() == unsigned };
-    Ok(locked(env, instance, wait, |state| instance.begin(env, &request, state)))
+    let Some(mut locked) = Locked::new(env, instance, wait) else {
+        return Ok(atoms::dirty().encode(env));
+    };
+    let step = instance.begin(env, &request, &mut locked.state);
+    Ok(locked.answer(step))
 }
 
 #[inline(always)]
@@ -333,10 +338,12 @@ fn resume<'a>(
         Wait::Briefly => Slice::Normal,
         Wait::AsLongAsNeeded => Slice::Dirty,
     };
-    locked(env, instance, wait, |state| {
-        instance.exchange.set_slice(slice);
-        instance.resume(env, answer, state)
-    })
+    let Some(mut locked) = Locked::new(env, instance, wait) else {
+        return atoms::dirty().encode(env);
+    };
+    instance.exchange.set_slice(slice);
+    let step = instance.resume(env, answer, &mut locked.state);
+    locked.answer(step)
 }
 
 /// In milliseconds, rounded up so that the time is over once so many have passed; or `:infinity`.

@@ -10,7 +10,7 @@ use wasmtime::{
 };
 
 use crate::error::{self, Fault};
-use crate::instance::{InstanceResource, Wait, locked};
+use crate::instance::{InstanceResource, Locked, Wait};
 use crate::module::Place;
 use crate::nif::operation;
 use crate::store::Host;
@@ -234,12 +234,15 @@ fn perform_at<'a>(
     value: Term<'a>,
     wait: Wait,
 ) -> NifResult<Term<'a>> {
-    Ok(match operation(instance, verb.decode()?, name.decode()?, index, value)? {
-        Ok(operation) => {
-            locked(env, instance, wait, |state| instance.perform(env, operation, state))
-        }
-        Err(fault) => error::encode(env, &fault),
-    })
+    let operation = match operation(instance, verb.decode()?, name.decode()?, index, value)? {
+        Ok(operation) => operation,
+        Err(fault) => return Ok(error::encode(env, &fault)),
+    };
+    let Some(mut locked) = Locked::new(env, instance, wait) else {
+        return Ok(atoms::dirty().encode(env));
+    };
+    let answer = instance.perform(env, operation, &mut locked.state);
+    Ok(locked.answer(answer))
 }
 
 operation!(export_perform, export_perform_dirty, perform_at(verb, name, index, value));

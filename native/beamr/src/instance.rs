@@ -669,31 +669,43 @@ pub fn timeout(milliseconds: i64) -> Option<Duration> {
     u64::try_from(milliseconds).ok().map(Duration::from_millis)
 }
 
-/// Runs `f` with the state locked, or answers `:dirty` where a normal scheduler would wait. A
-/// normal scheduler is told how much of the process's time the guest has used.
-#[inline(always)]
-pub fn locked<'a>(
-    env: Env<'a>,
-    instance: &InstanceResource,
+/// The state of an instance, locked for one operation of a NIF.
+pub struct Locked<'e, 'i> {
+    env: Env<'e>,
+    instance: &'i InstanceResource,
     wait: Wait,
-    f: impl FnOnce(&mut State) -> Term<'a>,
-) -> Term<'a> {
-    let start = engine::ticks();
-    let Some(mut state) = instance.lock(wait) else { return atoms::dirty().encode(env) };
-    let answer = f(&mut state);
-    instance.unlock(env, state);
-    if wait == Wait::Briefly {
-        let ticks = engine::ticks().wrapping_sub(start);
-        // A guest that has used up its slice gives way to other processes at once.
-        let percent = match atoms::yield_() == answer {
-            true => 100,
-            false => (ticks * TIMESLICE_PERCENT_PER_TICK).min(100),
-        };
-        if percent > 0 {
-            rustler::schedule::consume_timeslice(env, percent as i32);
-        }
+    /// The tick in which it was locked.
+    since: u64,
+    pub state: MutexGuard<'i, State>,
+}
+
+impl<'e, 'i> Locked<'e, 'i> {
+    /// None where a normal scheduler would wait.
+    #[inline(always)]
+    pub fn new(env: Env<'e>, instance: &'i InstanceResource, wait: Wait) -> Option<Self> {
+        let since = engine::ticks();
+        let state = instance.lock(wait)?;
+        Some(Locked { env, instance, wait, since, state })
     }
-    answer
+
+    /// Lets go with what the operation answers. A normal scheduler is told how much of the
+    /// process's time the guest has used.
+    #[inline(always)]
+    pub fn answer(self, answer: Term<'e>) -> Term<'e> {
+        self.instance.unlock(self.env, self.state);
+        if self.wait == Wait::Briefly {
+            let ticks = engine::ticks().wrapping_sub(self.since);
+            // A guest that has used up its slice gives way to other processes at once.
+            let percent = match atoms::yield_() == answer {
+                true => 100,
+                false => (ticks * TIMESLICE_PERCENT_PER_TICK).min(100),
+            };
+            if percent > 0 {
+                rustler::schedule::consume_timeslice(self.env, percent as i32);
+            }
+        }
+        answer
+    }
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -775,10 +787,12 @@ fn make<'a>(
     };
     let (instance, term) = instance.into_resource(env);
     let future = Box::pin(top_instantiate(store, given));
-    let step = locked(env, instance, wait, |state| {
-        instance.take_off(state, future, env.pid(), None);
-        instance.step(env, state)
-    });
+    let Some(mut locked) = Locked::new(env, instance, wait) else {
+        return atoms::dirty().encode(env);
+    };
+    instance.take_off(&mut locked.state, future, env.pid(), None);
+    let step = instance.step(env, &mut locked.state);
+    let step = locked.answer(step);
     (term, step).encode(env)
 }
 
@@ -818,5 +832,9 @@ fn instance_interrupt(env: Env, instance: &InstanceResource) -> Atom {
 /// Takes the calling process out of the queue; false where it has been called up already.
 #[rustler::nif(schedule = "DirtyIo")]
 fn instance_leave<'a>(env: Env<'a>, instance: &'a InstanceResource) -> Term<'a> {
-    locked(env, instance, Wait::AsLongAsNeeded, |state| instance.leave(env, state).encode(env))
+    let Some(mut locked) = Locked::new(env, instance, Wait::AsLongAsNeeded) else {
+        return atoms::dirty().encode(env);
+    };
+    let in_queue = instance.leave(env, &mut locked.state);
+    locked.answer(in_queue.encode(env))
 }

@@ -144,18 +144,30 @@ pub fn decode(term: Term, ty: &ValType) -> Result<Value, Mismatch> {
 
 /// Reads a term as a number of type `ty`, or as a vector.
 pub fn decode_number(term: Term, ty: &ValType) -> Result<Val, Mismatch> {
+    with_number(term, ty, std::convert::identity)
+}
+
+/// The same for what happens in every call. `take` puts the number where it belongs while it is
+/// still in a register: to copy a [`Val`] that has just been written is slow, since it is not
+/// read in the parts that it was written in.
+#[inline(always)]
+pub fn with_number<R>(
+    term: Term,
+    ty: &ValType,
+    take: impl FnOnce(Val) -> R,
+) -> Result<R, Mismatch> {
     match ty {
         ValType::I32 => match term.decode::<i64>() {
-            Ok(n) => (i64::from(i32::MIN)..=i64::from(u32::MAX))
-                .contains(&n)
-                .then_some(Val::I32(n as i32))
-                .ok_or(Mismatch::Range),
+            Ok(n) if i32::try_from(n).is_ok() || u32::try_from(n).is_ok() => {
+                Ok(take(Val::I32(n as i32)))
+            }
+            Ok(_) => Err(Mismatch::Range),
             Err(_) => Err(integer_mismatch(term)),
         },
         ValType::I64 => match term.decode::<i64>() {
-            Ok(n) => Ok(Val::I64(n)),
+            Ok(n) => Ok(take(Val::I64(n))),
             Err(_) => match term.decode::<u64>() {
-                Ok(n) => Ok(Val::I64(n as i64)),
+                Ok(n) => Ok(take(Val::I64(n as i64))),
                 Err(_) => Err(integer_mismatch(term)),
             },
         },
@@ -163,14 +175,17 @@ pub fn decode_number(term: Term, ty: &ValType) -> Result<Val, Mismatch> {
             let (value, is_finite) = decode_float(term, |n| n as f32, |x| x as f32)?;
             match is_finite && value.is_infinite() {
                 true => Err(Mismatch::Range),
-                false => Ok(Val::F32(value.to_bits())),
+                false => Ok(take(Val::F32(value.to_bits()))),
             }
         }
-        ValType::F64 => decode_float(term, |n| n as f64, |x| x).map(|(x, _)| Val::F64(x.to_bits())),
+        ValType::F64 => {
+            let (value, _) = decode_float(term, |n| n as f64, |x| x)?;
+            Ok(take(Val::F64(value.to_bits())))
+        }
         ValType::V128 => {
             let bytes = Binary::from_term(term).map_err(|_| Mismatch::Type)?;
             match bytes.as_slice().try_into() {
-                Ok(lanes) => Ok(Val::V128(u128::from_le_bytes(lanes).into())),
+                Ok(lanes) => Ok(take(Val::V128(u128::from_le_bytes(lanes).into()))),
                 Err(_) => Err(Mismatch::Range),
             }
         }
