@@ -77,11 +77,13 @@ defmodule Bench.Build do
 
   defp build(crate, target) do
     command = "TIMEFORMAT=$'\\n%R %U %S'; time cargo build --release --offline"
-    options = [cd: crate, env: [{"CARGO_TARGET_DIR", target}], stderr_to_stdout: true]
+    # Without what a user may have set that would make the times, or this, go wrong.
+    env = [{"CARGO_TARGET_DIR", target}, {"RUSTC_WRAPPER", ""}, {"LC_ALL", "C"}]
+    options = [cd: crate, env: env, stderr_to_stdout: true]
     {output, 0} = System.cmd("bash", ["-c", command], options)
     times = output |> String.split("\n", trim: true) |> List.last() |> String.split()
     [elapsed, user, system] = for seconds <- times, do: String.to_float(seconds) * 1.0e9
-    [library] = Path.wildcard(Path.join(target, "release/lib*.{so,dylib}"))
+    [library] = Path.wildcard(Path.join(target, "**/release/lib*.{so,dylib}"))
     %{cpu: user + system, elapsed: elapsed, size: File.stat!(library).size}
   end
 

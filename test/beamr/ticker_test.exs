@@ -92,6 +92,18 @@ defmodule Beamr.TickerTest do
     end
   end
 
+  test "is woken by a guest that goes on after a slice" do
+    # On normal schedulers, because OTP 25 cannot suspend a process that runs on a dirty one.
+    wasm = Beamr.instantiate!(endless())
+    options = [timeout: 2_000, scheduler: :normal]
+    task = Task.async(fn -> Beamr.call(wasm, "count", [], options) end)
+    eventually(fn -> counter(wasm) > 0 end)
+    :erlang.suspend_process(task.pid)
+    eventually(&rests?/0)
+    :erlang.resume_process(task.pid)
+    assert {:error, %CallError{reason: :timeout}} = Task.await(task)
+  end
+
   test "is woken by a guest that goes on after an import" do
     loop = """
     (module

@@ -2,10 +2,10 @@
 //!
 //! An engine is made for each combination of compile options that is in use and lives as long
 //! as the node. Guest code checks an engine's epoch at function entries and loop headers; the
-//! ticker advances it, and rests while no slice runs ([`Rest`]).
+//! ticker advances it, and rests while no slice needs it ([`Rest`]).
 
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::stack::Stacks;
 /// The unit in which slices are counted.
 pub const TICK: Duration = Duration::from_micros(200);
 
-/// Ticks without any slice after which the ticker goes to sleep.
+/// Ticks in which no slice has begun and none lasted, after which the ticker goes to sleep.
 const IDLE_TICKS: u32 = 50;
 
 /// The host's share of a guest's stack: what wasmtime and this crate use on top of the guest.
@@ -109,11 +109,16 @@ pub fn set_max_stack(bytes: usize) {
 
 pub fn get(options: Options) -> wasmtime::Result<&'static Engine> {
     let slot = &ENGINES[usize::from(options.bits())];
-    if let Some(engine) = slot.get() {
-        return Ok(engine);
-    }
-    let engine = Engine::new(&config(options))?;
-    Ok(slot.get_or_init(|| engine))
+    let engine = match slot.get() {
+        Some(engine) => engine,
+        None => {
+            let engine = Engine::new(&config(options))?;
+            slot.get_or_init(|| engine)
+        }
+    };
+    // Where a ticker that goes to sleep has not found it, its slices find the ticker asleep.
+    fence(SeqCst);
+    Ok(engine)
 }
 
 fn config(options: Options) -> Config {
@@ -174,13 +179,15 @@ fn wake_ticker() {
     }
 }
 
-/// To be called whenever a slice's deadline has been set.
+/// To be called whenever guest code goes on, after its deadline has been set: before each poll,
+/// and where a deadline is set within one.
 #[inline]
 pub fn slice_begins() {
     REST.begin(wake_ticker);
 }
 
-/// To be called once for a slice that goes on after a tick, and [`slice_ended`] when it ends.
+/// To be called once for a slice that goes on after a tick, before its next deadline is set, and
+/// [`slice_ended`] when it ends.
 pub fn slice_outlasts_tick() {
     REST.outlast(wake_ticker);
 }
@@ -193,18 +200,28 @@ static TICKS: AtomicU64 = AtomicU64::new(0);
 
 /// How often the ticker has ticked. Coarse, but costs nothing to ask.
 pub fn ticks() -> u64 {
-    TICKS.load(Relaxed)
+    TICKS.load(Acquire)
+}
+
+/// Whether no more ticks may come before a slice begins. Who has asked for [`ticks`] and then
+/// hears that this is not so is in a tick that ends.
+pub fn is_at_rest() -> bool {
+    REST.asleep.load(Relaxed)
+}
+
+fn advance() {
+    TICKS.fetch_add(1, AcqRel);
+    bump();
 }
 
 fn tick() {
     let mut idle = 0;
     loop {
         std::thread::sleep(TICK);
-        TICKS.fetch_add(1, Relaxed);
-        bump();
+        advance();
         idle = if REST.was_idle() { idle + 1 } else { 0 };
         if idle > IDLE_TICKS {
-            REST.sleep(bump, std::thread::park);
+            REST.sleep(advance, std::thread::park);
             idle = 0;
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! Invariant: only the holder of the instance's lock uses the slots and begins and ends calls, so
 //! what it takes out belongs to the poll it just made. (The slots are in a cell that panics where
-//! that is not so, and costs half of another lock.) The stop request may be set at any time, by
+//! two uses overlap, and costs half of another lock.) The stop request may be set at any time, by
 //! anyone.
 
 use std::sync::LazyLock;
@@ -145,7 +145,7 @@ impl Exchange {
     }
 
     /// Ends the innermost call, which has come to its end; answers whether its integers go to Elixir
-    /// unsigned. It leaves nothing in the slots but where the memories are.
+    /// unsigned. It leaves nothing in the slots.
     pub fn end(&self) -> bool {
         let unsigned = self.unsigned.load(Relaxed);
         let inner = self.depth().saturating_sub(1);
@@ -220,8 +220,10 @@ impl Exchange {
             return self.requested();
         }
         let stop = self.stop();
-        // The call that this one is nested in is to see it too.
-        self.looked.store(if stop.is_none() { tick } else { NEVER }, Relaxed);
+        // A stop the call that this one is nested in is to see too, and where the ticker is at rest
+        // the next look may be long after this one and still in the same tick.
+        let settled = stop.is_none() && !engine::is_at_rest();
+        self.looked.store(if settled { tick } else { NEVER }, Relaxed);
         stop
     }
 

@@ -3,7 +3,7 @@
 //! A store is in one place at a time: idle in the state, or inside the future of the call in
 //! flight, which gives it back. Everything happens under the state's lock, which is held for a
 //! slice or a memory operation and never across a return to Elixir. Lock order: state, then
-//! exchange, then deaths.
+//! the exchange's views, then deaths.
 //!
 //! Whatever is on the stack when a guest is suspended returns to another place than the processor
 //! expects, which costs it more than most of what is done here: functions that lead to a poll are
@@ -321,6 +321,7 @@ impl InstanceResource {
         if let Some(queued) = flight.queued.take() {
             queued.end();
         }
+        engine::slice_begins();
         let future = &mut flight.future;
         let polled = catch_unwind(AssertUnwindSafe(|| {
             loop {
@@ -669,7 +670,8 @@ pub fn timeout(milliseconds: i64) -> Option<Duration> {
     u64::try_from(milliseconds).ok().map(Duration::from_millis)
 }
 
-/// The state of an instance, locked for one operation of a NIF.
+/// The state of an instance, locked for one operation of a NIF, which ends with [`Self::answer`]:
+/// to drop it is to overlook the deaths that were told meanwhile.
 pub struct Locked<'e, 'i> {
     env: Env<'e>,
     instance: &'i InstanceResource,

@@ -105,7 +105,7 @@ impl View {
         // again after whatever was done with the store: a poll that ends otherwise is not the end
         // of a slice (`InstanceResource::poll`). Nothing moves or frees a memory but in a poll and
         // when its store is dropped; both need the instance's lock, which the caller holds, and
-        // the exchange's lock around every use makes this the only reference.
+        // the lock of the views around every use makes this the only reference.
         unsafe { std::slice::from_raw_parts_mut(self.base, self.size) }
     }
 }

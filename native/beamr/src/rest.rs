@@ -3,14 +3,16 @@
 //! Slices are many and nearly all end within a tick, so a slice that begins only reads what all
 //! processors share. It is counted once it has outlasted a tick.
 //!
-//! Invariant: while any slice runs, the ticker is awake, or about to be, or the slice is about to
-//! be asked whether it outlasts a tick. For the ticker ticks once more after it has said that it
-//! is asleep: a slice that has set its deadline before that is asked, and is counted or wakes it;
-//! one that has set its deadline after that sees that the ticker is asleep.
+//! Invariant: while guest code runs, the ticker is awake, or about to be, or the guest is about to
+//! be asked whether it goes on. For the ticker ticks once more after it has said that it is
+//! asleep. A slice that begins after its deadline has been set either has it no later than that
+//! tick, and is asked, or has seen the tick, and so sees that the ticker is asleep. One that goes on
+//! when it is asked is counted before its next deadline is set, and keeps the ticker awake until
+//! it ends; what it then goes on with is a slice that begins.
 
 use crate::sync::{
     AtomicBool, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release, SeqCst},
+    Ordering::{Acquire, Relaxed, SeqCst},
     fence,
 };
 
@@ -23,7 +25,7 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// A slice begins: its deadline, in ticks, has just been set.
+    /// A slice begins, under a deadline, in ticks, that has been set.
     #[inline]
     pub fn begin(&self, wake: impl FnOnce()) {
         // Read first, because it nearly always is so, and what is only read stays in the caches.
@@ -37,7 +39,7 @@ impl Rest {
         }
     }
 
-    /// A slice goes on after its first tick.
+    /// A slice goes on after its first tick. Its next deadline is to be set after this.
     pub fn outlast(&self, wake: impl FnOnce()) {
         self.lasting.fetch_add(1, SeqCst);
         if self.asleep.load(SeqCst) {
@@ -65,7 +67,7 @@ impl Rest {
     /// reason.
     pub fn sleep(&self, tick: impl FnOnce(), park: impl Fn()) {
         self.asleep.store(true, SeqCst);
-        fence(Release);
+        fence(SeqCst);
         tick();
         while self.asleep.load(SeqCst) && self.lasting.load(SeqCst) == 0 {
             park();
