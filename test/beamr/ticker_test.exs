@@ -104,6 +104,36 @@ defmodule Beamr.TickerTest do
     assert {:error, %CallError{reason: :timeout}} = Task.await(task)
   end
 
+  test "is woken by a guest that has rested and calls an import at once" do
+    test = self()
+
+    guest = """
+    (module
+      (import "env" "long" (func $long))
+      (import "env" "next" (func $next))
+      (memory (export "memory") 1)
+      (func (export "f")
+        (loop $again
+          (i32.store (i32.const 0) (i32.const 1))
+          (br_if $again (i32.eqz (i32.load (i32.const 8)))))
+        (call $long)
+        (call $next)))
+    """
+
+    long = fn _wasm -> Process.sleep(1_100) end
+    next = fn _wasm -> send(test, :next) end
+    wasm = Beamr.instantiate!(guest, imports: %{"env" => %{"long" => long, "next" => next}})
+    options = [timeout: 1_000, scheduler: :normal]
+    task = Task.async(fn -> Beamr.call(wasm, "f", [], options) end)
+    eventually(fn -> counter(wasm) > 0 end)
+    :erlang.suspend_process(task.pid)
+    eventually(&rests?/0)
+    Beamr.IO.write!(wasm, 8, <<1>>)
+    :erlang.resume_process(task.pid)
+    assert {:error, %CallError{reason: :timeout}} = Task.await(task)
+    refute_received :next
+  end
+
   test "is woken by a guest that goes on after an import" do
     loop = """
     (module
