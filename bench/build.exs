@@ -2,9 +2,9 @@
 #
 #     mix run bench/build.exs
 #
-# Takes some twenty minutes of two processors. A time is CPU time: what cargo and all that it starts
-# use, all processors together. wasmtime alone is a library with what compiles modules and calls
-# them on fibers, of the same version and with the same profile.
+# Takes some fifteen minutes of two processors. CPU time is what cargo and all that it starts use,
+# all processors together. wasmtime alone is a library with what compiles modules and calls them on
+# fibers, of the same version and with the same profile.
 
 Code.require_file("measure.exs", __DIR__)
 
@@ -41,7 +41,8 @@ defmodule Bench.Build do
       ours = build(@crate, Path.join(folder, "ours-target"))
       alone = build(plain, Path.join(folder, "plain-target"))
       row("CPU time", ours.cpu, "wasmtime alone", alone.cpu)
-      row("elapsed, #{System.schedulers_online()} processors", ours.elapsed, "", alone.elapsed)
+      processors = "#{System.schedulers_online()} processors"
+      row("elapsed, #{processors}", ours.elapsed, "wasmtime alone", alone.elapsed)
       fact("library: #{megabytes(ours.size)}; wasmtime alone: #{megabytes(alone.size)}")
     after
       File.rm_rf!(folder)

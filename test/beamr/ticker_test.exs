@@ -9,6 +9,13 @@ defmodule Beamr.TickerTest do
 
   unless File.dir?(@threads), do: @moduletag(skip: "there is no #{@threads}")
 
+  # Counts with the local $n: much longer than a tick.
+  @many_ticks """
+  (loop $again
+    (br_if $again (i32.ne (i32.const 100000000)
+      (local.tee $n (i32.add (local.get $n) (i32.const 1))))))
+  """
+
   # How often it has gone to sleep, be it for one tick.
   defp sleeps do
     [thread] =
@@ -46,9 +53,7 @@ defmodule Beamr.TickerTest do
     trap = """
     (module
       (func (export "f") (local $n i32)
-        (loop $again
-          (br_if $again (i32.ne (i32.const 100000000)
-            (local.tee $n (i32.add (local.get $n) (i32.const 1))))))
+        #{@many_ticks}
         unreachable))
     """
 
@@ -63,9 +68,7 @@ defmodule Beamr.TickerTest do
     (module
       (import "env" "wait" (func $wait))
       (func (export "f") (local $n i32)
-        (loop $again
-          (br_if $again (i32.ne (i32.const 100000000)
-            (local.tee $n (i32.add (local.get $n) (i32.const 1))))))
+        #{@many_ticks}
         (call $wait)))
     """
 
@@ -138,11 +141,17 @@ defmodule Beamr.TickerTest do
     loop = """
     (module
       (import "env" "rest" (func $rest))
-      (func (export "f") (call $rest) (loop $again (br $again))))
+      (memory (export "memory") 1)
+      (func (export "f")
+        (call $rest)
+        (i32.store (i32.const 0) (i32.const 1))
+        (loop $again (br $again))))
     """
 
     imports = %{"env" => %{"rest" => fn _wasm -> eventually(&rests?/0) end}}
     wasm = Beamr.instantiate!(loop, imports: imports)
-    assert {:error, %CallError{reason: :timeout}} = Beamr.call(wasm, "f", [], timeout: 2_000)
+    assert {:error, %CallError{reason: :timeout}} = Beamr.call(wasm, "f", [], timeout: 3_000)
+    # It has not ended in the import.
+    assert counter(wasm) == 1
   end
 end
