@@ -20,6 +20,8 @@ macro_rules! atomic {
     ($name:ident, $value:ty) => {
         pub struct $name(loom::sync::atomic::$name);
 
+        // Not every type is used in every way.
+        #[allow(dead_code)]
         impl $name {
             pub fn new(value: $value) -> Self {
                 $name(loom::sync::atomic::$name::new(value))
